@@ -1,0 +1,25 @@
+"""Evidence lower bound in nats per image, with beta 1 whatever beta the model was trained with.
+
+One posterior sample per image, from noise fixed by the seed. Comparable across latent dimensions, rates and
+betas, but not across likelihoods (a Bernoulli and a Gaussian model measure different things).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raygen.models._base import LikelihoodModel, Model
+
+DIRECTION = "max"
+REQUIRES = LikelihoodModel
+CHUNK_IMAGES = 500
+
+
+def compute(model: Model, images: Tensor, seed: int) -> float:
+    """Mean over images [N, C, H, W] in [0, 1]."""
+    assert isinstance(model, LikelihoodModel)
+    # Drawn on the CPU, so that one seed means the same noise on every device.
+    noise = torch.randn(len(images), model.latent_dim, generator=torch.Generator().manual_seed(seed))
+    chunks = zip(images.split(CHUNK_IMAGES), noise.to(images.device).split(CHUNK_IMAGES), strict=True)
+    return sum(model.elbo(chunk, chunk_noise).double().sum().item() for chunk, chunk_noise in chunks) / len(images)

@@ -1,0 +1,21 @@
+"""Mean squared reconstruction error per pixel, for pixels in [0, 1]."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from raygen.models._base import Model, Reconstructor
+
+DIRECTION = "min"
+REQUIRES = Reconstructor
+CHUNK_IMAGES = 500
+
+
+def compute(model: Model, images: Tensor, seed: int) -> float:
+    """Mean over all pixels of images [N, C, H, W] in [0, 1]; nothing is random, so `seed` has no effect."""
+    assert isinstance(model, Reconstructor)
+    total = 0.0
+    for chunk in images.split(CHUNK_IMAGES):
+        total += F.mse_loss(model.decode(model.encode(chunk)).float(), chunk, reduction="sum").item()
+    return total / images.numel()

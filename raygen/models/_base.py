@@ -1,0 +1,143 @@
+"""What a model is: networks, the phases that train them, and what may be asked of the trained result.
+
+Shapes: B images in a batch, C channels, H height, W width, D latent dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from raygen.errors import SpecError
+from raygen.models._options import ModelOptions
+
+Metrics = dict[str, Tensor]
+"""Named scalars, each a mean over the batch."""
+
+SMALLEST_SIDE = 8
+"""Height and width below which no model here can work, in pixels."""
+
+
+class ImageShape(NamedTuple):
+    """The shape of one image, in pixels."""
+
+    channels: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}×{self.width} with {self.channels} channel{'s' if self.channels > 1 else ''}"
+
+
+class Noise:
+    """Random numbers of one training step that do not depend on how many devices share the batch.
+
+    Every rank draws the numbers of the whole global batch from (seed, step, purpose) and keeps its own rows.
+    """
+
+    def __init__(self, *, seed: int, step: int, batch_size: int, rows: slice, generator: torch.Generator) -> None:
+        self._seed = seed
+        self._step = step
+        self._batch_size = batch_size
+        self._rows = rows
+        self._generator = generator
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        """Standard normal numbers [B, *shape]; one `purpose` gives the same numbers each time in a step."""
+        numbers = torch.empty(self._batch_size, *shape, device=self._generator.device)
+        return numbers.normal_(generator=self._seeded(purpose))[self._rows]
+
+    def uniform(self, purpose: str, *shape: int) -> Tensor:
+        """Numbers in [0, 1) of shape [B, *shape]; one `purpose` gives the same numbers each time in a step."""
+        numbers = torch.empty(self._batch_size, *shape, device=self._generator.device)
+        return numbers.uniform_(generator=self._seeded(purpose))[self._rows]
+
+    def _seeded(self, purpose: str) -> torch.Generator:
+        return self._generator.manual_seed(derived_seed(self._seed, self._step, purpose))
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed of 63 bits that depends on every part, and is the same on every machine."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One rank's part of a global batch: images [B, C, H, W] in [0, 1] and the step's noise."""
+
+    images: Tensor
+    noise: Noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One optimizer and the loss it minimises.
+
+    `loss` is a mean over the images of the batch (the loop weighs ranks by their number of images) and
+    comes with metrics that are such means too. The phase runs on every `every`-th step.
+    """
+
+    name: str
+    params: Sequence[nn.Parameter]
+    loss: Callable[[Batch], tuple[Tensor, Metrics]]
+    every: int = 1
+    lr_scale: float = 1.0
+
+
+class Model(nn.Module, ABC):
+    """A family of generative models; the subclass says what to minimise, the training loop says how.
+
+    Raises SpecError where it cannot take images of `shape`.
+    """
+
+    Options: ClassVar[type[ModelOptions]]
+    recipe: ClassVar[Mapping[str, Any]] = {}
+    """The parts of a TrainSpec that this family starts from instead of the spec's own defaults."""
+
+    def __init__(self, options: ModelOptions, shape: ImageShape) -> None:
+        super().__init__()
+        if min(shape.height, shape.width) < SMALLEST_SIDE or shape.channels not in (1, 3):
+            raise SpecError(
+                f"{options.name} cannot take images of {shape}; it takes {SMALLEST_SIDE}×{SMALLEST_SIDE} and "
+                "larger with 1 or 3 channels (--image-size resizes)"
+            )
+        self.shape = shape
+        self.latent_dim = options.latent_dim
+
+    @abstractmethod
+    def phases(self) -> list[Phase]:
+        """What to minimise, in the order in which one step runs it."""
+
+
+@runtime_checkable
+class Reconstructor(Protocol):
+    """A model that maps images to latents and back."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [0, 1] to latents [B, D]."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, D] to images [B, C, H, W] in [0, 1]."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A model with a standard normal prior over its latents."""
+
+    def sample(self, latents: Tensor) -> Tensor:
+        """Latents [B, D] drawn from the prior to images [B, C, H, W] in [0, 1]."""
+
+
+@runtime_checkable
+class LikelihoodModel(Protocol):
+    """A model with a lower bound on the log-likelihood of an image."""
+
+    def elbo(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Evidence lower bound [B] in nats, for images [B, C, H, W] and standard normal noise [B, D]."""

@@ -1,0 +1,25 @@
+"""The options that every model has, free of torch so that a spec can be read without it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+
+def _as_sequence(value: object) -> object:
+    return [value] if isinstance(value, int) else value
+
+
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_sequence)]
+"""Layer sizes; one number stands for one layer."""
+
+
+class ModelOptions(BaseModel, frozen=True, extra="forbid"):
+    """The options every model has; each family adds its own."""
+
+    name: str
+    arch: Literal["mlp", "conv"] = Field("mlp", description="dense layers or strided convolutions")
+    latent_dim: int = Field(20, ge=1, le=65_536, description="size of the latent vector (noise dimension)")
+    hidden: Sizes = Field((400,), description="dense layer sizes, from the image inwards (arch mlp)")
+    width: int = Field(32, ge=1, le=4096, description="channels of the outermost convolution (arch conv)")

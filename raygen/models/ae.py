@@ -1,0 +1,62 @@
+"""Autoencoder: reconstructs images through a narrow latent vector; optionally from noisy inputs.
+
+Hinton & Salakhutdinov 2006, "Reducing the dimensionality of data with neural networks"; for the denoising
+form Vincent et al. 2008, "Extracting and composing robust features with denoising autoencoders".
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raygen.models import _blocks
+from raygen.models._base import Batch, ImageShape, Metrics, Model, Phase
+from raygen.models._options import ModelOptions, Sizes
+
+
+class Autoencoder(Model):
+    """Encoder and decoder trained on the reconstruction error."""
+
+    class Options(ModelOptions, frozen=True, extra="forbid"):
+        name: Literal["ae"] = "ae"
+        latent_dim: int = Field(32, ge=1, le=65_536, description="size of the bottleneck")
+        hidden: Sizes = Field(
+            (128, 64), description="dense layer sizes, image inwards; [] leaves only the bottleneck (arch mlp)"
+        )
+        loss: Literal["mse", "bce"] = Field("mse", description="squared error, or cross-entropy on logits")
+        noise_std: float = Field(0.0, ge=0, description="standard deviation of noise on the inputs (denoising)")
+
+    recipe = {"evaluation": {"objective": "val_mse"}}
+
+    def __init__(self, options: Options, shape: ImageShape) -> None:
+        super().__init__(options, shape)
+        self.loss = options.loss
+        self.noise_std = options.noise_std
+        self.encoder = _blocks.encoder(options, shape, options.latent_dim, nn.ReLU())
+        self.decoder = _blocks.decoder(options, shape, nn.ReLU())
+
+    def encode(self, images: Tensor) -> Tensor:
+        latents: Tensor = self.encoder(images)
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        logits: Tensor = self.decoder(latents)
+        return logits.sigmoid()
+
+    def phases(self) -> list[Phase]:
+        return [Phase(name="reconstruction", params=list(self.parameters()), loss=self._reconstruction_loss)]
+
+    def _reconstruction_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        inputs = batch.images
+        if self.noise_std > 0:
+            noise = batch.noise.normal("input", *self.shape)
+            inputs = (inputs + self.noise_std * noise).clamp(0, 1)
+        logits = self.decoder(self.encode(inputs)).float()
+        if self.loss == "bce":
+            loss = F.binary_cross_entropy_with_logits(logits, batch.images)
+        else:
+            loss = F.mse_loss(logits.sigmoid(), batch.images)
+        return loss, {}
