@@ -1,0 +1,85 @@
+"""Images in a .npy or .npz file."""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raygen.data.images import Images, resized
+from raygen.errors import DataError
+
+ACCEPTED = (
+    "images are uint8, bool, or float32 or float64 in [0, 1], of shape [N, H, W], [N, C, H, W] or "
+    "[N, H, W, C] with C = 1 or 3"
+)
+
+
+@dataclass(frozen=True)
+class _ArrayImages:
+    """An array [N, C, H, W] of an accepted type as uint8 in 0..255, converted when indexed."""
+
+    path: Path
+    array: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def __getitem__(self, indices: NDArray[np.intp], /) -> NDArray[np.uint8]:
+        values: NDArray[Any] = self.array[indices]
+        if values.dtype == np.uint8:
+            return values.astype(np.uint8, copy=False)
+        if values.dtype == np.bool_:
+            return values.astype(np.uint8) * np.uint8(255)
+        outside = values[~((values >= 0) & (values <= 1))]  # NaN is outside too
+        if outside.size:
+            raise DataError(f"{self.path} is {values.dtype} and holds the value {outside[0]:g}; {ACCEPTED}")
+        pixels: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
+        return pixels
+
+
+def fingerprint(path: Path) -> str:
+    """A text that changes when the file is written or moved."""
+    status = path.stat()
+    return f"{path}\n{status.st_size}\n{status.st_mtime_ns}"
+
+
+def read(path: Path, image_size: int | None) -> Images:
+    """Open an array file; values are checked and converted to uint8 when indexed.
+
+    Raises DataError if the file is damaged or its array has another type, shape or range than ACCEPTED says.
+    """
+    array = _load(path)
+    if not (array.dtype in (np.uint8, np.bool_) or array.dtype.newbyteorder("=") in (np.float32, np.float64)):
+        raise DataError(f"{path} is {array.dtype}; {ACCEPTED}")
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[1] not in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    if array.ndim != 4 or array.shape[1] not in (1, 3):
+        raise DataError(f"{path} is {array.dtype} of shape {list(array.shape)}; {ACCEPTED}")
+    return resized(_ArrayImages(path, array), image_size)
+
+
+def _load(path: Path) -> NDArray[Any]:
+    """The array of a .npy file, memory-mapped, or of a .npz file: `images`, else the only one."""
+    try:  # nothing is ever unpickled: an object array could run any code
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":  # not a zip file
+                return np.lib.format.open_memmap(path, mode="r")
+            file.seek(0)
+            arrays = np.load(file, allow_pickle=False)
+            names = arrays.files
+            name = "images" if "images" in names else names[0] if len(names) == 1 else None
+            array = None if name is None else arrays[name]
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or "damaged, of another format, or Python objects"
+        raise DataError(f"cannot read {path} as a .npy or .npz file ({reason})") from error
+    if isinstance(array, np.ndarray):  # a member that is no array comes as bytes
+        return array
+    found = ", ".join(names[:10]) or "nothing"
+    raise DataError(f"{path} holds {found}; name the array with the images `images`")

@@ -1,0 +1,147 @@
+import errno
+import multiprocessing
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import pytest
+import torch
+
+from raygen.data import DataOptions, cache, load
+
+Refusal = Callable[..., str]
+
+
+def save_noise(path: Path, count: int = 50) -> DataOptions:
+    np.save(path, np.random.RandomState(0).randint(256, size=(count, 16, 16)).astype(np.uint8))
+    return DataOptions(source=str(path))
+
+
+def decoded_files() -> list[Path]:
+    """Everything in the cache but the lock files."""
+    return [path for path in (cache.folder() / "decoded").iterdir() if path.suffix != ".lock"]
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache.folder() == tmp_path / "cache"
+    monkeypatch.delenv("RAYGEN_CACHE")
+    assert cache.folder() == platformdirs.user_cache_path("raygen")
+
+
+def test_decoded_once_then_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = save_noise(tmp_path / "noise.npy")
+    first = load(options)
+    (file,) = decoded_files()
+    assert file.name.startswith("noise-native-")
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr("raygen.data.array.read", refuse)
+    assert torch.equal(load(options).train, first.train)
+
+
+def test_each_size_and_each_source_has_its_file(tmp_path: Path) -> None:
+    options = save_noise(tmp_path / "noise.npy")
+    (tmp_path / "other").mkdir()
+    for each in (
+        options,
+        options.model_copy(update={"image_size": 8}),
+        save_noise(tmp_path / "other/noise.npy"),
+    ):
+        load(each)
+    assert len(decoded_files()) == 3
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 5, 60, 128, 1000])
+def test_a_truncated_file_is_decoded_again(tmp_path: Path, keep_bytes: int) -> None:
+    options = save_noise(tmp_path / "noise.npy")
+    whole = load(options).train.clone()
+    (file,) = decoded_files()
+    file.write_bytes(file.read_bytes()[:keep_bytes])
+    assert torch.equal(load(options).train, whole)
+
+
+def _load_in_process(options: DataOptions, start: Any, results: Any) -> None:
+    """Load when told to, and send how often this process read the source, and the images' sum."""
+    from raygen.data import array
+
+    reads = 0
+    read = array.read
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return read(*arguments)
+
+    array.read = counted
+    start.wait()
+    total = load(options).train.sum().item()
+    results.put((total, reads))
+
+
+def test_processes_at_the_same_time_decode_once(tmp_path: Path) -> None:
+    options = save_noise(tmp_path / "noise.npy", count=20_000)
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=_load_in_process, args=(options, start, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    sums, reads = zip(*(results.get(timeout=60) for _ in processes), strict=True)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert sum(reads) == 1
+    assert sums[0] == sums[1] > 0
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = save_noise(tmp_path / "noise.npy")
+    with monkeypatch.context() as patch:
+        # As if it was killed before the clean-up.
+        patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+        patch.setattr(os, "replace", lambda source, target: None)
+        with pytest.raises(Exception, match="cannot map"):
+            load(options)
+    (partial,) = decoded_files()
+    assert partial.suffix == ".partial"
+    load(options)
+    (file,) = decoded_files()
+    assert file.suffix == ".npy"
+
+
+def test_no_room_for_the_file(tmp_path: Path, refusal: Refusal) -> None:
+    options = save_noise(tmp_path / "noise.npy", count=1000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # write() fails half-way, as on a full disk
+    try:
+        message = refusal(options.source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(cache.folder()) in message
+    assert "RAYGEN_CACHE" in message
+    assert os.strerror(errno.EFBIG) in message
+    assert decoded_files() == []
+    assert len(load(options).train) == 900
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = save_noise(tmp_path / "noise.npy")
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("RAYGEN_CACHE", str(tmp_path / "file" / "cache"))
+    message = refusal(options.source)
+    assert str(tmp_path / "file" / "cache") in message
+    assert "RAYGEN_CACHE" in message
+
+
+def test_large_sources_are_written_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = save_noise(tmp_path / "noise.npy")
+    whole = load(options).train.clone()
+    (file,) = decoded_files()
+    file.unlink()
+    monkeypatch.setattr(cache, "CHUNK_BYTES", 1000)
+    assert torch.equal(load(options).train, whole)
