@@ -1,0 +1,267 @@
+"""What a job is: every choice with its one default, as frozen records that are plain JSON on the way.
+
+`TrainSpec` says how to train one model; `TuneSpec` adds what a search varies. A field is addressed by its dotted
+path, `optimizer.lr`, on the command line (`--set`), in search spaces and in Python.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+
+from raygen import metrics, models
+from raygen import space as space_files
+from raygen.data import DataOptions
+from raygen.errors import SpaceError, SpecError
+from raygen.models._options import ModelOptions
+from raygen.space import Space
+
+Settings = Mapping[str, Any]
+"""Values by dotted path, such as {"optimizer.lr": 3e-4}."""
+
+
+class OptimizerOptions(BaseModel, frozen=True, extra="forbid"):
+    """Adam and its learning rate over time (Kingma & Ba 2015)."""
+
+    lr: float = Field(1e-3, gt=0, description="learning rate at its highest")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of gradients")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of the mean of squared gradients")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of a phase's gradient; none: no limit")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine falls to 0 at the end")
+    warmup_fraction: float = Field(0.0, ge=0, lt=1, description="part of all steps in which lr rises from 0")
+
+
+class TrainingOptions(BaseModel, frozen=True, extra="forbid"):
+    """How long and how to train."""
+
+    epochs: int = Field(30, ge=1, description="passes over the training images")
+    batch_size: int = Field(128, ge=1, description="images of one step over all devices together")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: mixed precision; weights stay fp32")
+    compile: bool = Field(False, description="compile the networks with torch.compile")
+    ema_half_life_images: int = Field(
+        0, ge=0, description="evaluate and save a moving average of the weights with this half-life; 0: none"
+    )
+    checkpoint_every_s: float = Field(60.0, ge=0, description="seconds of training between checkpoints at most")
+
+
+class EvaluationOptions(BaseModel, frozen=True, extra="forbid"):
+    """How a model is judged after each epoch, on held-out images."""
+
+    objective: str = Field(description="the metric that decides which checkpoint is best")
+    metrics: tuple[str, ...] = Field((), description="further metrics to report")
+    images: int = Field(2000, ge=2, description="held-out images to judge on, at most")
+    seed: int = Field(0, ge=0, description="of the samples and latents drawn for judging")
+
+    @property
+    def all_metrics(self) -> tuple[str, ...]:
+        """The objective first, then the further metrics, each once."""
+        return tuple(dict.fromkeys((self.objective, *self.metrics)))
+
+
+class Resources(BaseModel, frozen=True, extra="forbid"):
+    """The devices a job may use; what is left out follows from what the cluster has."""
+
+    gpus: int | None = Field(None, ge=0, description="GPUs in all; none: all there are")
+    cpus: int | None = Field(None, ge=1, description="CPU cores in all; none: all there are")
+    gpus_per_trial: float | None = Field(None, gt=0, description="below 1: trials share a GPU")
+    cpus_per_trial: int | None = Field(None, ge=1, description="CPU cores for each trial")
+    workers: int | None = Field(None, ge=1, description="processes that share each training")
+
+
+def _typed_options(value: Any) -> Any:
+    if isinstance(value, ModelOptions) or not isinstance(value, Mapping):
+        return value
+    return models.find(value["name"]).Options.model_validate(value)
+
+
+class TrainSpec(BaseModel, frozen=True, extra="forbid"):
+    """Everything that decides what one training does; the same spec gives the same weights."""
+
+    model: Annotated[SerializeAsAny[ModelOptions], BeforeValidator(_typed_options)]
+    data: DataOptions = Field(default_factory=DataOptions)
+    optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
+    training: TrainingOptions = Field(default_factory=TrainingOptions)
+    evaluation: EvaluationOptions
+    resources: Resources = Field(default_factory=Resources)
+    seed: int = Field(0, ge=0, description="of initial weights, data order and training noise")
+
+    @classmethod
+    def create(cls, model: str, settings: Settings) -> Self:
+        """The spec of `model` with some fields set; raises SpecError naming the field and the nearest valid one."""
+        return cls._validated(_nested({"model.name": model, **settings}))
+
+    def with_settings(self, settings: Settings) -> Self:
+        """This spec with some fields set otherwise; raises SpecError like `create`."""
+        return self._validated(_merged(self.model_dump(mode="json"), _nested(settings)))
+
+    def batch_sizes(self) -> tuple[int, int]:
+        """The smallest and the largest batch size that this job may use."""
+        return self.training.batch_size, self.training.batch_size
+
+    @classmethod
+    def paths(cls, model: str) -> list[str]:
+        """The dotted path of every field of this spec for `model`."""
+        return list(_paths(cls, models.find(model).Options))
+
+    @classmethod
+    def _validated(cls, values: dict[str, Any]) -> Self:
+        model = values["model"]["name"]
+        models.find(model)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SpecError(_explained(error, cls.paths(model))) from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_recipe(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("model"), Mapping):
+            return _merged(models.find(values["model"]["name"]).recipe, values)
+        return values
+
+    @model_validator(mode="after")
+    def _check_metrics(self) -> Self:
+        model = models.find(self.model.name)
+        for name in self.evaluation.all_metrics:
+            if not issubclass(model, metrics.find(name).requires):
+                fitting = [known for known in metrics.names() if issubclass(model, metrics.find(known).requires)]
+                raise SpecError(f"{self.model.name} cannot be judged by {name}; it can by {', '.join(fitting)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_compile(self) -> Self:
+        if self.training.compile and getattr(self.model, "loss", None) == "wgan-gp":
+            raise SpecError("torch.compile cannot differentiate twice, which wgan-gp needs: leave out --compile")
+        return self
+
+
+class SearchOptions(BaseModel, frozen=True, extra="forbid"):
+    """How a search proceeds."""
+
+    space: Space
+    trials: int = Field(16, ge=1, description="configurations to try")
+    sampler: Literal["optuna", "random"] = Field("optuna", description="optuna: tree-structured Parzen estimator")
+    scheduler: Literal["asha", "fifo", "median"] = Field(
+        "asha", description="asha: successive halving; median: stop below the median; fifo: stop nothing"
+    )
+    grace_epochs: int = Field(1, ge=1, description="epochs before a trial may be stopped")
+    reduction_factor: int = Field(3, ge=2, description="asha goes on with one trial in so many at each rung")
+    keep_best: int = Field(3, ge=1, description="best checkpoints to collect")
+
+
+class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
+    """A search: the training that all trials share, and what varies between them."""
+
+    search: SearchOptions
+
+    @classmethod
+    def search_over(cls, space: str, model: str, settings: Settings) -> Self:
+        """The spec of a search over the space of that name or file; raises SpaceError and SpecError."""
+        read = space_files.read(space)
+        chosen = {"evaluation.objective": read.objective, "search.space": read.model_dump(mode="json"), **settings}
+        return cls.create(model, chosen)
+
+    def batch_sizes(self) -> tuple[int, int]:
+        varied = self.search.space.parameters.get("training.batch_size")
+        sizes = [int(size) for size in varied.edges()] if varied else [self.training.batch_size]
+        return min(sizes), max(sizes)
+
+    @model_validator(mode="after")
+    def _check_space(self) -> Self:
+        space = self.search.space
+        if space.model != self.model.name:
+            raise SpaceError(f"{space.origin}: model: this space is for {space.model!r}, not {self.model.name!r}")
+        best = metrics.find(space.objective).direction
+        if space.direction != best:
+            raise SpaceError(f"{space.origin}: direction: {space.objective} is better at its {best}: {best!r}")
+        for key, distribution in space.parameters.items():
+            self._check_key(key)
+            for value in distribution.edges():
+                try:
+                    self.trial_spec({key: value})
+                except SpecError as error:
+                    raise SpaceError(f"{space.origin}: {key}: {error}") from error
+        return self
+
+    def _check_key(self, key: str) -> None:
+        searchable = [
+            path
+            for path in TrainSpec.paths(self.model.name)
+            if path.startswith(("model.", "optimizer.", "training.")) and path != "model.name"
+        ]
+        if key not in searchable:
+            nearest = _nearest(key, searchable)
+            hint = f"did you mean {nearest!r}?" if nearest else f"it may be one of {', '.join(searchable)}"
+            raise SpaceError(f"{self.search.space.origin}: {key}: a search cannot vary this; {hint}")
+
+    def trial_spec(self, parameters: Settings) -> TrainSpec:
+        """The training of one trial: the shared spec with the trial's values set."""
+        shared = self.model_dump(mode="json", exclude={"search"})
+        return TrainSpec._validated(_merged(shared, _nested(parameters)))
+
+
+def resources(settings: Settings) -> Resources:
+    """The resources in a job's settings, readable before the rest of its spec; raises SpecError."""
+    values = _nested({path: value for path, value in settings.items() if path.startswith("resources.")})
+    try:
+        return Resources.model_validate(values.get("resources", {}))
+    except ValidationError as error:
+        raise SpecError(_explained(error, list(Resources.model_fields))) from error
+
+
+def _nested(settings: Settings) -> dict[str, Any]:
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    tree: dict[str, Any] = {}
+    for path, value in settings.items():
+        *parents, leaf = path.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                raise SpecError(f"{path}: {parent} is set as a whole and in part")
+        branch[leaf] = value
+    return tree
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `over` in the place of its own."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _paths(spec: type[BaseModel], model_options: type[ModelOptions], prefix: str = "") -> Iterator[str]:
+    for name, field in spec.model_fields.items():
+        kind = model_options if field.annotation is ModelOptions else field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not Space:
+            yield from _paths(kind, model_options, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _nearest(path: str, known: list[str]) -> str | None:
+    """The known path most like `path`: by its last part where that names one field alone, else by its letters."""
+    leaf = path.rpartition(".")[2]
+    same_leaf = [candidate for candidate in known if candidate.rpartition(".")[2] == leaf]
+    if len(same_leaf) == 1:
+        return same_leaf[0]
+    matches = difflib.get_close_matches(path, known, n=1)
+    return matches[0] if matches else None
+
+
+def _explained(error: ValidationError, known: list[str]) -> str:
+    """The first fault of a spec in one line: which field, what is wrong, what is valid."""
+    first, *others = error.errors(include_url=False)
+    path = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+    more = f" (and {len(others)} more)" if others else ""
+    if first["type"] == "extra_forbidden":
+        nearest = _nearest(path, known)
+        hint = f"did you mean {nearest!r}?" if nearest else "`--dry-run` prints every field"
+        return f"there is no field {path!r}; {hint}{more}"
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {reason[0].lower()}{reason[1:]}, got {first['input']!r}{more}"
