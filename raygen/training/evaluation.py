@@ -1,0 +1,21 @@
+"""Judging a model on held-out images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raygen import metrics
+from raygen.models._base import Model
+from raygen.spec import EvaluationOptions
+
+
+def held_out_images(held_out: Tensor, options: EvaluationOptions, device: torch.device) -> Tensor:
+    """The images to judge on: the first of `held_out` (uint8 [N, C, H, W]) as [M, C, H, W] in [0, 1]."""
+    return held_out[: options.images].to(device=device, dtype=torch.float32).div_(255)
+
+
+@torch.no_grad()
+def evaluate(model: Model, images: Tensor, options: EvaluationOptions) -> dict[str, float]:
+    """Every metric that the options name, on images [N, C, H, W] in [0, 1] on the model's device."""
+    return {name: metrics.find(name).compute(model, images, options.seed) for name in options.all_metrics}

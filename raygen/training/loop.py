@@ -1,0 +1,339 @@
+"""The training loop: it runs what a model's phases say to minimise, on any number of devices, resumably.
+
+Three promises hold for every model. The result does not depend on how many devices share a batch: data order comes
+from (seed, epoch) and noise from (seed, step, purpose), both for the global batch, and gradients are means over it.
+A training that was killed and goes on from its last checkpoint ends with the same weights. No loss is used that is
+not finite.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from raygen import metrics, models
+from raygen.data import Dataset
+from raygen.errors import CheckpointError, NonFiniteLossError, SpecError, TrainingError
+from raygen.models._base import Batch, ImageShape, Metrics, Model, Noise, Phase, derived_seed
+from raygen.spec import OptimizerOptions, TrainSpec
+from raygen.training import checkpoint
+from raygen.training.checkpoint import Best, Progress, Trained
+from raygen.training.distributed import ALONE, Group
+from raygen.training.evaluation import evaluate, held_out_images
+
+STEPS_BETWEEN_SYNCS = 20
+"""Steps after which losses are read from the device, a stop is heeded and a checkpoint may be written."""
+
+EMA_RAMP_UP = 0.05
+"""A moving average looks back at most on this part of the images seen (Karras et al. 2020, StyleGAN2-ADA)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How far a training is and how fast it goes, for whoever watches."""
+
+    epoch: int
+    step: int
+    steps: int
+    images_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One finished epoch (counted from 1): means over its steps, and metrics on held-out images (`val_…`)."""
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+    train_s: float
+    is_best: bool
+
+
+class Step(NamedTuple):
+    """One phase's loss and metrics in one step: this rank's share of their means, still on the device."""
+
+    phase: str
+    step: int
+    values: Metrics
+
+
+def build_model(spec: TrainSpec, shape: ImageShape, device: torch.device) -> Model:
+    """The spec's model with initial weights from its seed, the same on every device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(spec.seed, "weights"))
+        model = models.find(spec.model.name)(spec.model, shape)
+    return model.to(device)
+
+
+class Training:
+    """A model with its optimizers, and the one step that trains it."""
+
+    def __init__(self, spec: TrainSpec, model: Model, *, steps: int, group: Group) -> None:
+        self.spec = spec
+        self.model = model
+        self.steps = steps
+        self.group = group
+        self.phases = model.phases()
+        self.optimizers = {
+            phase.name: torch.optim.Adam(
+                phase.params, lr=spec.optimizer.lr, betas=(spec.optimizer.beta1, spec.optimizer.beta2), fused=True
+            )
+            for phase in self.phases
+        }
+        self.average = copy.deepcopy(model) if spec.training.ema_half_life_images else None
+        own = {phase.name: set(phase.params) for phase in self.phases}
+        self._others = {
+            name: [parameter for parameter in model.parameters() if parameter not in params]
+            for name, params in own.items()
+        }
+        if spec.training.compile:
+            for network in model.children():
+                network.compile()
+
+    @property
+    def judged(self) -> Model:
+        """The model to evaluate and to keep: the moving average where there is one."""
+        return self.model if self.average is None else self.average
+
+    @property
+    def trained(self) -> Trained:
+        """What a checkpoint of this training holds."""
+        return Trained(model=self.model, average=self.average, optimizers=self.optimizers)
+
+    def step(self, batch: Batch, step: int) -> Iterator[Step]:
+        """Run every phase that is due at `step` (counted from 0) on this rank's part of the batch."""
+        for phase in self.phases:
+            if (step + 1) % phase.every == 0:
+                yield Step(phase.name, step, self._minimise(phase, batch, step))
+        if self.average is not None:
+            self._update_average(self.average, step)
+
+    def _minimise(self, phase: Phase, batch: Batch, step: int) -> Metrics:
+        optimizer = self.optimizers[phase.name]
+        for parameter in self._others[phase.name]:
+            parameter.requires_grad_(False)
+        with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.spec.training.precision == "bf16"):
+            loss, metrics = phase.loss(batch)
+        # Ranks may hold different numbers of images: each counts by its share, and the sum is the global mean.
+        share = len(batch.images) / self.spec.training.batch_size
+        optimizer.zero_grad(set_to_none=True)
+        (loss * share if self.group.world_size > 1 else loss).backward()
+        for parameter in self._others[phase.name]:
+            parameter.requires_grad_(True)
+        self.group.sum([parameter.grad for parameter in phase.params if parameter.grad is not None])
+        if self.spec.optimizer.clip_norm is not None:
+            nn.utils.clip_grad_norm_(phase.params, self.spec.optimizer.clip_norm)
+        scale = learning_rate_scale(self.spec.optimizer, step=step, steps=self.steps)
+        optimizer.param_groups[0]["lr"] = self.spec.optimizer.lr * phase.lr_scale * scale
+        optimizer.step()
+        values = {f"{phase.name}_loss": loss, **metrics}
+        return {name: value.detach() * share for name, value in values.items()}
+
+    @torch.no_grad()
+    def _update_average(self, average: Model, step: int) -> None:
+        batch_size = self.spec.training.batch_size
+        half_life = min(self.spec.training.ema_half_life_images, EMA_RAMP_UP * (step + 1) * batch_size)
+        weight = 1 - 0.5 ** (batch_size / half_life)
+        torch._foreach_lerp_(list(average.parameters()), list(self.model.parameters()), weight)
+
+
+def learning_rate_scale(options: OptimizerOptions, *, step: int, steps: int) -> float:
+    """Part of the learning rate in force at `step` (from 0) of `steps`: linear warm-up, then the schedule."""
+    warmup_steps = options.warmup_fraction * steps
+    if step + 1 < warmup_steps:
+        return (step + 1) / warmup_steps
+    if options.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+
+
+class Batches:
+    """One rank's part of every batch, indexed from uint8 images that stay in memory; no work per image."""
+
+    def __init__(self, images: Tensor, spec: TrainSpec, group: Group) -> None:
+        self.batch_size = spec.training.batch_size
+        self.per_epoch = len(images) // self.batch_size
+        if not group.world_size <= self.batch_size <= len(images):
+            raise SpecError(
+                f"training.batch_size: {self.batch_size} does not fit: it must lie between the number of processes "
+                f"({group.world_size}) and the number of training images ({len(images)})"
+            )
+        self._seed = spec.seed
+        self._rows = group.rows(self.batch_size)
+        self._images = images.to(group.device)
+        self._generator = torch.Generator(group.device)
+
+    def from_step(self, step: int) -> Iterator[Batch]:
+        """The batches of the epoch that `step` is in, from `step` on; the last incomplete batch is left out."""
+        epoch, done = divmod(step, self.per_epoch)
+        order = torch.randperm(
+            len(self._images), generator=torch.Generator().manual_seed(derived_seed(self._seed, "order", epoch))
+        ).to(self._images.device)
+        for index in range(done, self.per_epoch):
+            rows = order[index * self.batch_size : (index + 1) * self.batch_size][self._rows]
+            yield Batch(
+                images=self._images.index_select(0, rows).to(torch.float32).div_(255),
+                noise=self._noise(epoch * self.per_epoch + index),
+            )
+
+    def _noise(self, step: int) -> Noise:
+        return Noise(
+            seed=self._seed, step=step, batch_size=self.batch_size, rows=self._rows, generator=self._generator
+        )
+
+
+def fit(
+    spec: TrainSpec,
+    dataset: Dataset,
+    checkpoints: Path,
+    *,
+    group: Group = ALONE,
+    on_pace: Callable[[Pace], None] = lambda pace: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Generator[Epoch, None, None]:
+    """Train as the spec says, going on from the last checkpoint in the folder `checkpoints`; yields each epoch.
+
+    Rank 0 alone judges the model and writes checkpoints. On a stop (asked for by any rank at a sync), and when the
+    iterator is closed, a checkpoint is left to go on from. Raises NonFiniteLossError, TrainingError,
+    CheckpointError, and SpecError where spec and data do not fit.
+    """
+    # Without this, cuDNN may add up in another order each time, and a resumed run would drift from the first.
+    torch.backends.cudnn.deterministic = True
+    batches = Batches(dataset.train, spec, group)
+    model = build_model(spec, ImageShape(*dataset.shape), group.device)
+    training = Training(spec, model, steps=spec.training.epochs * batches.per_epoch, group=group)
+    progress = checkpoint.restore(checkpoints, training.trained)
+    _check_same_start(progress.step, group)
+    saver = _Saver(checkpoints, training.trained, progress, group=group, every_s=spec.training.checkpoint_every_s)
+    held_out = held_out_images(dataset.held_out, spec.evaluation, group.device)
+
+    while progress.step < training.steps:
+        stopped = False
+        for pace, stopped in _synced_steps(training, batches, progress, should_stop):
+            on_pace(pace)
+            if progress.step % batches.per_epoch == 0:
+                break
+            if stopped:
+                saver.save()
+                return
+            saver.save_if_due()
+        epoch = _finished_epoch(training, progress, held_out, number=progress.step // batches.per_epoch)
+        try:
+            yield epoch
+        except GeneratorExit:
+            saver.save()
+            raise
+        if stopped:
+            break
+        saver.save_if_due()
+    saver.save()
+
+
+def _synced_steps(
+    training: Training, batches: Batches, progress: Progress, should_stop: Callable[[], bool]
+) -> Iterator[tuple[Pace, bool]]:
+    """Run the rest of the epoch; at each sync add what was measured to `progress`, and say whether to stop."""
+    pending: list[Step] = []
+    first_step, epoch_s, resumed_at = progress.step, 0.0, time.perf_counter()
+    for batch in batches.from_step(progress.step):
+        pending += training.step(batch, progress.step)
+        progress.step += 1
+        if progress.step % STEPS_BETWEEN_SYNCS == 0 or progress.step % batches.per_epoch == 0:
+            stop = _sync(pending, progress, training.group, stop=should_stop())
+            pending = []
+            elapsed_s = time.perf_counter() - resumed_at
+            epoch_s += elapsed_s
+            progress.train_s += elapsed_s
+            pace = Pace(
+                epoch=(progress.step - 1) // batches.per_epoch + 1,
+                step=progress.step,
+                steps=training.steps,
+                images_per_s=(progress.step - first_step) * batches.batch_size / epoch_s,
+            )
+            yield pace, stop
+            # Time spent by whoever watches, or on a checkpoint, is not training.
+            resumed_at = time.perf_counter()
+
+
+def _sync(pending: Sequence[Step], progress: Progress, group: Group, *, stop: bool) -> bool:
+    """Read the steps' values from all ranks in one transfer; returns whether any rank asks to stop."""
+    values = [value for step in pending for value in step.values.values()]
+    flat = torch.stack([*values, torch.tensor(float(stop), device=group.device)])
+    group.sum([flat])
+    *numbers, stops = flat.tolist()
+    read = iter(numbers)
+    for step in pending:
+        for name in step.values:
+            number = next(read)
+            if not math.isfinite(number):
+                raise NonFiniteLossError(phase=step.phase, step=step.step)
+            progress.sums[name] = progress.sums.get(name, 0.0) + number
+            progress.counts[name] = progress.counts.get(name, 0) + 1
+    return bool(stops > 0)
+
+
+def _finished_epoch(training: Training, progress: Progress, held_out: Tensor, *, number: int) -> Epoch:
+    """Close the epoch's sums, judge the model on rank 0, and keep its weights if they are the best so far."""
+    values = {name: total / progress.counts[name] for name, total in progress.sums.items()}
+    progress.sums, progress.counts = {}, {}
+    is_best = False
+    objective = metrics.find(training.spec.evaluation.objective)
+    if training.group.rank == 0:
+        values |= evaluate(training.judged, held_out, training.spec.evaluation)
+    _check_finite(objective.name, values.get(objective.name, 0.0), training.group)
+    if training.group.rank == 0:
+        best = progress.best
+        is_best = best is None or objective.is_better(values[objective.name], than=best.metrics[objective.name])
+        if is_best:
+            weights = {name: tensor.detach().clone() for name, tensor in training.judged.state_dict().items()}
+            progress.best = Best(epoch=number, step=progress.step, metrics=values, weights=weights)
+    return Epoch(epoch=number, step=progress.step, metrics=values, train_s=round(progress.train_s, 3), is_best=is_best)
+
+
+def _check_finite(objective: str, value: float, group: Group) -> None:
+    """Every rank learns of a value that cannot be compared, so that all end the training together."""
+    total = torch.tensor([value], dtype=torch.float64, device=group.device)
+    group.sum([total])
+    if not math.isfinite(total.item()):
+        raise TrainingError(f"{objective} is not finite; lower the learning rate (--lr)")
+
+
+def _check_same_start(step: int, group: Group) -> None:
+    """Every process must have read the same checkpoint, or they would train different models together."""
+    total = torch.tensor([step], dtype=torch.float64, device=group.device)
+    group.sum([total])
+    if total.item() != step * group.world_size:
+        raise CheckpointError(
+            "the processes of this training found different checkpoints: is --storage shared by all nodes?"
+        )
+
+
+class _Saver:
+    """Writes checkpoints from rank 0, when something is new."""
+
+    def __init__(self, folder: Path, trained: Trained, progress: Progress, *, group: Group, every_s: float) -> None:
+        self._folder = folder
+        self._trained = trained
+        self._progress = progress
+        self._writes = group.rank == 0
+        self._every_s = every_s
+        self._saved_step = progress.step
+        self._saved_at = time.monotonic()
+
+    def save(self) -> None:
+        if self._writes and self._progress.step != self._saved_step:
+            checkpoint.save(self._folder, self._trained, self._progress)
+            self._saved_step = self._progress.step
+            self._saved_at = time.monotonic()
+
+    def save_if_due(self) -> None:
+        if time.monotonic() - self._saved_at >= self._every_s:
+            self.save()
