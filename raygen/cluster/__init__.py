@@ -1,0 +1,1 @@
+"""Raygen on Ray: the only folder that imports it."""

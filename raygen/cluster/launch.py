@@ -1,0 +1,70 @@
+"""Starts the driver of a run as a process of its own, which keeps Ray and its noise out of the caller's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from raygen.cluster.session import ENVIRONMENT
+from raygen.errors import JobFailedError, RaygenError, RunInterruptedError
+from raygen.runs import Run
+
+
+class Driver:
+    """The running driver of a run; closing its standard input lets it stop."""
+
+    def __init__(self, run: Run, address: str | None, *, verbose: bool = False) -> None:
+        self.run = run
+        command = [sys.executable, "-m", "raygen.cluster.driver", str(run.folder), *([address] if address else [])]
+        with run.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=None if verbose else log,
+                stderr=None if verbose else log,
+                # A Ctrl-C in the terminal must reach the driver once, through its starter, and no trial at all.
+                start_new_session=True,
+                env=_environment(os.environ),
+            )
+
+    def is_alive(self) -> bool:
+        """Whether the driver still runs."""
+        return self._process.poll() is None
+
+    def wait(self) -> None:
+        """Wait for the driver's end."""
+        self._process.wait()
+
+    def ask_to_stop(self) -> None:
+        """Let every trial end at its next sync, with a checkpoint."""
+        self.run.ask_to_stop()
+
+    def kill(self) -> None:
+        """End the driver at once; Ray's processes end with it."""
+        self._process.kill()
+        self._process.wait()
+
+    def check(self) -> None:
+        """Raise what the ended run ended with, unless it finished."""
+        status = self.run.status()
+        if status.state == "finished":
+            return
+        if status.state == "interrupted":
+            raise RunInterruptedError(f"{self.run.name} was interrupted: {status.reason}")
+        if status.state == "failed":
+            raise _failure(status.reason, status.exit_code)
+        raise JobFailedError(
+            f"{self.run.name}: its driver ended with code {self._process.returncode}; see {self.run.log}"
+        )
+
+
+def _failure(reason: str, exit_code: int) -> RaygenError:
+    failure = JobFailedError(reason)
+    failure.exit_code = exit_code
+    return failure
+
+
+def _environment(base: Mapping[str, str]) -> dict[str, str]:
+    return {**ENVIRONMENT, **base, "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,153 @@
+"""The search policy: which configuration each trial tries, and which trials are stopped early."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+
+from raygen.models._base import derived_seed
+from raygen.runs import ENDED, Run, Trial
+from raygen.space import Choice, Distribution, IntUniform, LogUniform, Quantised, Space, Uniform
+from raygen.spec import SearchOptions, TrainSpec, TuneSpec
+
+
+class RunSearcher(Searcher):
+    """Proposes the trials of a run: first those left unfinished, then new ones from Optuna.
+
+    What the run's ended trials showed is told to Optuna first, so a run can go on after its process is gone.
+    A plain training is a search over nothing with one trial.
+    """
+
+    def __init__(self, run: Run, spec: TrainSpec) -> None:
+        super().__init__(metric=run.objective, mode=run.direction)
+        self._run = run
+        self._spec = spec
+        search = spec.search if isinstance(spec, TuneSpec) else None
+        self._trials = search.trials if search else 1
+        self._distributions = _distributions(search.space) if search else {}
+        earlier = run.trials()
+        self._unfinished = [trial for trial in earlier if trial.status().state not in ENDED]
+        self._next_number = len(earlier) + 1
+        self._study = optuna.create_study(
+            direction="maximize" if run.direction == "max" else "minimize",
+            sampler=_sampler(search, seed=derived_seed(spec.seed, "search", len(earlier)) % 2**32),
+        )
+        self._asked: dict[str, tuple[Trial, optuna.Trial]] = {}
+        for trial in earlier:
+            if trial not in self._unfinished:
+                self._study.add_trial(self._observed(trial))
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next trial to run, as the plain JSON that its actor is given."""
+        if self._run.should_stop():
+            return str(Searcher.FINISHED)
+        if self._unfinished:
+            trial = self._unfinished.pop(0)
+            self._study.enqueue_trial(self._encoded(trial.parameters))
+            asked = self._study.ask(self._distributions)
+        elif self._next_number <= self._trials:
+            asked = self._study.ask(self._distributions)
+            trial = self._new_trial(asked)
+        else:
+            return str(Searcher.FINISHED)
+        self._asked[trial_id] = trial, asked
+        return {"run": str(self._run.folder), "number": trial.number}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna the trial's best value, or that it has none."""
+        trial, asked = self._asked[trial_id]
+        value = trial.record(self._run.objective).objective
+        if value is None:
+            self._study.tell(asked, state=TrialState.FAIL)
+        else:
+            self._study.tell(asked, value)
+
+    def trial(self, trial_id: str) -> Trial:
+        """The trial that Tune knows by this name."""
+        return self._asked[trial_id][0]
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the run folder holds all that a search needs to go on."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: the run folder holds all that a search needs to go on."""
+
+    def _new_trial(self, asked: optuna.Trial) -> Trial:
+        parameters = {name: _decoded(value, self._distributions[name]) for name, value in asked.params.items()}
+        spec = self._spec.trial_spec(parameters) if isinstance(self._spec, TuneSpec) else self._spec
+        trial = self._run.new_trial(self._next_number, parameters, spec)
+        self._next_number += 1
+        return trial
+
+    def _observed(self, trial: Trial) -> optuna.trial.FrozenTrial:
+        value = trial.record(self._run.objective).objective
+        return optuna.trial.create_trial(
+            params=self._encoded(trial.parameters),
+            distributions=self._distributions,
+            value=value,
+            state=TrialState.FAIL if value is None else TrialState.COMPLETE,
+        )
+
+    def _encoded(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: json.dumps(value) if isinstance(self._distributions[name], CategoricalDistribution) else value
+            for name, value in parameters.items()
+        }
+
+
+def scheduler(spec: TrainSpec, *, direction: str) -> TrialScheduler:
+    """What stops trials early; epochs are the unit of time."""
+    search = spec.search if isinstance(spec, TuneSpec) else None
+    if search is None or search.scheduler == "fifo":
+        return FIFOScheduler()
+    common = {"time_attr": "epoch", "metric": spec.evaluation.objective, "mode": direction}
+    if search.scheduler == "median":
+        return MedianStoppingRule(**common, grace_period=search.grace_epochs)
+    return AsyncHyperBandScheduler(
+        **common,
+        max_t=spec.training.epochs,
+        grace_period=min(search.grace_epochs, spec.training.epochs),
+        reduction_factor=search.reduction_factor,
+    )
+
+
+def _sampler(search: SearchOptions | None, *, seed: int) -> optuna.samplers.BaseSampler:
+    if search is None or search.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    # Running trials count as bad ones, so that several at a time do not all try the same place.
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+
+def _distributions(space: Space) -> dict[str, BaseDistribution]:
+    return {name: _distribution(distribution) for name, distribution in space.parameters.items()}
+
+
+def _distribution(distribution: Distribution) -> BaseDistribution:
+    match distribution:
+        case Uniform():
+            return FloatDistribution(*distribution.bounds)
+        case LogUniform():
+            return FloatDistribution(*distribution.bounds, log=True)
+        case Quantised():
+            return FloatDistribution(*distribution.bounds, step=distribution.step)
+        case IntUniform():
+            low, high = distribution.int
+            return IntDistribution(low, high, log=distribution.log)
+        case Choice():
+            # Optuna's categories are plain scalars; a choice may also be a list, such as layer sizes.
+            return CategoricalDistribution([json.dumps(value) for value in distribution.choice])
+
+
+def _decoded(value: Any, distribution: BaseDistribution) -> Any:
+    return json.loads(value) if isinstance(distribution, CategoricalDistribution) else value

@@ -1,0 +1,104 @@
+"""Ray sessions: what a cluster has, and connecting to one or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+import joblib
+import pynvml
+
+from raygen.errors import ResourceError
+from raygen.plan import Capacity, Plan
+
+CONNECT_TIMEOUT_S = 2.0
+
+ENVIRONMENT = {
+    # The run folder holds every result, so Tune's own files beside it would be a second, poorer copy.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A trial that stops before its first epoch reports no objective, and must not end the search.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # The driver has its own answer to a signal: ask the trials to stop, and wait for their checkpoints.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Paths that the person typed stay relative to where they typed them.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # The default of 2 s is most of the time that a short training on several devices takes.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""What a process that uses Ray needs in its environment before it imports ray."""
+
+
+def capacity(address: str | None) -> Capacity:
+    """What the cluster at `address` has, or this machine where there is none; ResourceError if it is silent."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address in (None, "local"):
+        return Capacity(gpus=_local_gpus(), cpus=joblib.cpu_count(), where="this machine")
+    import ray
+
+    connect(address, plan=None)
+    try:
+        resources = ray.cluster_resources()
+    finally:
+        ray.shutdown()
+    return Capacity(
+        gpus=int(resources.get("GPU", 0)), cpus=int(resources.get("CPU", 0)), where=f"the cluster at {address}"
+    )
+
+
+def connect(address: str | None, plan: Plan | None) -> None:
+    """Join the cluster at `address`, the environment's, or else start one on this machine with the plan's devices.
+
+    Raises ResourceError where nothing answers at the address.
+    """
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        assert plan is not None, "a new cluster needs to know its size"
+        # Trials that run elsewhere than in their actor still need the actor's fraction of a core.
+        ray.init(
+            address="local",
+            num_cpus=plan.cpus + 1,
+            num_gpus=round(plan.gpus + 0.499),
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.ERROR,
+        )
+        return
+    if address != "auto":
+        _check_reachable(address)
+    try:
+        ray.init(address=address, log_to_driver=plan is not None, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ResourceError(f"cannot join the Ray cluster at {address}: {reason}") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for half a minute before it gives up; a closed port is known at once."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S):
+            return
+    except (OSError, ValueError, OverflowError) as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {address} ({error}); give HOST:PORT of its head as --address, "
+            "or leave it out to start one on this machine"
+        ) from error
+
+
+def _local_gpus() -> int:
+    """GPUs that programs on this machine may use, counted without starting CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0
+    try:
+        count: int = pynvml.nvmlDeviceGetCount()
+    finally:
+        pynvml.nvmlShutdown()
+    return count if visible is None else min(count, len([part for part in visible.split(",") if part.strip()]))

@@ -1,0 +1,63 @@
+"""Run all trials of a job on Ray Tune."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+from ray.tune.experiment import Trial as TuneTrial
+
+from raygen.cluster.search import RunSearcher, scheduler
+from raygen.cluster.worker import TrialActor
+from raygen.plan import Plan
+from raygen.runs import Run
+from raygen.spec import TrainSpec, TuneSpec
+
+TRIAL_FAILURES = 2
+"""Times that a trial whose actor was lost goes on from its last checkpoint before it counts as failed."""
+
+
+def run_trials(run: Run, spec: TrainSpec) -> None:
+    """Run every trial that the run still lacks, as many at once as its plan says."""
+    searcher = RunSearcher(run, spec)
+    tuner = tune.Tuner(
+        tune.with_resources(TrialActor, _actor_resources(run.plan)),
+        tune_config=TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler(spec, direction=run.direction),
+            num_samples=spec.search.trials if isinstance(spec, TuneSpec) else 1,
+            max_concurrent_trials=run.plan.concurrent,
+            reuse_actors=True,
+        ),
+        run_config=RunConfig(
+            storage_path=str(run.ray_files),
+            verbose=0,
+            callbacks=[_FailureRecorder(searcher)],
+            # The trials write their own checkpoints, into the run folder.
+            checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            failure_config=FailureConfig(max_failures=TRIAL_FAILURES),
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(run.ray_files, ignore_errors=True)
+
+
+def _actor_resources(plan: Plan) -> dict[str, float]:
+    if plan.workers > 1:
+        return {"cpu": 0}
+    return {"cpu": plan.cpus_per_worker, "gpu": plan.gpus_per_worker}
+
+
+class _FailureRecorder(Callback):
+    """Writes down that a trial failed where its own process no longer could."""
+
+    def __init__(self, searcher: RunSearcher) -> None:
+        self._searcher = searcher
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        reason = str(trial.get_error() or "its process was lost").strip().rpartition("\n")[2]
+        self._searcher.trial(trial.trial_id).set_status("failed", reason)

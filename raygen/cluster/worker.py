@@ -1,0 +1,184 @@
+"""What runs on the cluster: a trial, on the device of its actor or in several Ray Train processes.
+
+Results travel through the run folder alone: workers write epochs and checkpoints there, Tune is told numbers only.
+So a lost process costs what was trained since the last checkpoint, and nothing has to be carried between actors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray import tune
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+from raygen import data
+from raygen.errors import JobFailedError, RaygenError, TrainingError
+from raygen.plan import Plan
+from raygen.runs import Run, Trial
+from raygen.training.distributed import Group
+from raygen.training.loop import Pace, fit
+
+PACE_EVERY_S = 0.5
+POLL_EVERY_S = 0.2
+
+WORKER_FAILURES = 3
+"""Times that the processes of one training are replaced before it counts as failed."""
+
+EpochLine = dict[str, Any]
+"""An epoch as the run folder has it."""
+
+
+class TrialActor(tune.Trainable):
+    """One trial after another in the same process, which saves each the start of Python, torch and CUDA.
+
+    `config` holds plain JSON: the run's folder and the trial's number.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        run = Run(Path(config["run"]))
+        self._trial = run.trial(config["number"])
+        self._objective = run.objective
+        self._trial.clear_stop()
+        self._trial.set_status("running")
+        if run.plan.workers > 1:
+            self._epochs = train_on_workers(self._trial, run.plan)
+        else:
+            torch.set_num_threads(run.plan.cpus_per_worker)
+            device = torch.device("cuda" if run.plan.gpus_per_worker else "cpu")
+            self._epochs = train(self._trial, Group(device=device))
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch; the last one ends the trial."""
+        try:
+            line = next(self._epochs, None)
+            if line is None:
+                self._trial.set_status("interrupted" if self._trial.should_stop() else "finished")
+                return {"done": True}
+            # An iterator that yielded the last epoch still has its final checkpoint to write.
+            done = line["epoch"] == self._trial.number_of_epochs
+            if done:
+                next(self._epochs, None)
+                self._trial.set_status("finished")
+        except RaygenError as error:
+            self._trial.set_status("failed", str(error))
+            return {"done": True}
+        return {"epoch": line["epoch"], self._objective: line["metrics"][self._objective], "done": done}
+
+    def cleanup(self) -> None:
+        """End the trial where it stands, with a checkpoint; Tune calls this when the scheduler stops it."""
+        self._epochs.close()
+        if self._trial.status().state == "running":
+            self._trial.set_status("stopped", "by the scheduler")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """End the trial and begin another; Tune calls this to use the actor again."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+
+def train(trial: Trial, group: Group) -> Generator[EpochLine, None, None]:
+    """Train in the trial's folder; rank 0 writes down every epoch there before it is yielded."""
+    spec = trial.spec()
+    writes = group.rank == 0
+    last_pace_at = 0.0
+
+    def write_pace(pace: Pace) -> None:
+        nonlocal last_pace_at
+        if writes and time.monotonic() - last_pace_at >= PACE_EVERY_S:
+            last_pace_at = time.monotonic()
+            trial.record_pace(pace)
+
+    epochs = fit(
+        spec,
+        data.load(spec.data),
+        trial.checkpoints,
+        group=group,
+        on_pace=write_pace,
+        should_stop=trial.should_stop if writes else lambda: False,
+    )
+    with contextlib.closing(epochs):
+        for epoch in epochs:
+            if writes:
+                trial.record_epoch(epoch)
+            yield vars(epoch)
+
+
+def train_on_workers(trial: Trial, plan: Plan) -> Generator[EpochLine, None, None]:
+    """Train in several processes under Ray Train, which replaces lost ones; yields epochs as the folder shows them.
+
+    Closing the iterator lets the processes end at their next sync. Raises JobFailedError where Ray gives up.
+    """
+    trainer = ray.train.torch.TorchTrainer(
+        _train_as_one_of_several,
+        train_loop_config={"trial": str(trial.folder), "threads": plan.cpus_per_worker},
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=plan.workers,
+            use_gpu=plan.gpus_per_worker > 0,
+            resources_per_worker={"CPU": plan.cpus_per_worker, "GPU": plan.gpus_per_worker},
+        ),
+        run_config=RunConfig(
+            # Ray Train goes on with an earlier run of the same name; the run folder is what we go on from.
+            name=uuid.uuid4().hex,
+            storage_path=str(trial.ray_files),
+            failure_config=FailureConfig(max_failures=WORKER_FAILURES),
+        ),
+    )
+    errors: list[Exception] = []
+
+    def run_trainer() -> None:
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run_trainer, daemon=True)
+    seen = max((line["epoch"] for line in trial.epochs()), default=0)
+    thread.start()
+    try:
+        while True:
+            ended = not thread.is_alive()
+            for line in trial.epochs():
+                if line["epoch"] > seen:
+                    seen = line["epoch"]
+                    yield line
+            if ended:
+                break
+            time.sleep(POLL_EVERY_S)
+    finally:
+        if thread.is_alive():
+            trial.ask_to_stop()
+            thread.join()
+            trial.clear_stop()
+        shutil.rmtree(trial.ray_files, ignore_errors=True)
+    if errors:
+        reason = str(errors[0]).strip().rpartition("\n")[2]
+        raise JobFailedError(f"its processes failed more than {WORKER_FAILURES} times: {reason}") from errors[0]
+    if (failure := trial.failure()) is not None:
+        raise JobFailedError(failure)
+
+
+def _train_as_one_of_several(config: dict[str, Any]) -> None:
+    torch.set_num_threads(config["threads"])
+    trial = Trial(Path(config["trial"]))
+    group = Group.joined(ray.train.torch.get_device())
+    try:
+        for _ in train(trial, group):
+            pass
+    except TrainingError as error:
+        # Every rank gets here together, and Ray Train would only try the same again.
+        if group.rank == 0:
+            trial.record_failure(str(error))

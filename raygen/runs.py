@@ -1,0 +1,392 @@
+"""The run folder: what was asked, every trial's progress, the best checkpoints. No other code knows its file names.
+
+RUN/
+    run.json               the job: kind, spec, plan, objective, when it was made
+    state.json             running, finished, failed or interrupted, and why
+    driver.log             all that Ray and the trials printed
+    driver.lock            held by the process that runs the job
+    stop                   exists while somebody wants the run to stop
+    summary.json           the result, written at the end
+    ray/                   what Ray Tune writes while it runs
+    trials/001/
+        trial.json         the trial's parameters and its complete spec
+        state.json         running, finished, stopped, failed or interrupted, and why
+        epochs.jsonl       a line for each epoch
+        pace.json          how far and how fast, now
+        failure            why its processes ended, written by one of them
+        ray/               what Ray Train writes while it runs
+        checkpoints/       see raygen.training.checkpoint
+    best/1/ … best/k/      spec.json, model.safetensors, metrics.json, samples.png
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock, Timeout
+from platformdirs import user_data_path
+
+from raygen.errors import RunError
+from raygen.plan import Plan
+
+if TYPE_CHECKING:
+    from raygen.spec import TrainSpec
+    from raygen.training.loop import Epoch, Pace
+
+State = Literal["waiting", "running", "finished", "stopped", "failed", "interrupted"]
+ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class Status:
+    """A state and, where it needs one, its reason."""
+
+    state: State
+    reason: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What is known of a trial; `objective` is its best value so far, reached at `best_epoch`."""
+
+    number: int
+    parameters: dict[str, Any]
+    state: State
+    reason: str
+    epoch: int
+    epochs: int
+    train_s: float
+    objective: float | None = None
+    best_epoch: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    images_per_s: float | None = None
+    fraction: float = 0.0
+
+
+def default_storage() -> Path:
+    """Where run folders live unless told otherwise: RAYGEN_STORAGE, or the user's data directory."""
+    configured = os.environ.get("RAYGEN_STORAGE")
+    return Path(configured) if configured else user_data_path("raygen") / "runs"
+
+
+class Trial:
+    """One trial's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.number = int(folder.name)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The values that the search chose, by dotted path."""
+        parameters: dict[str, Any] = _read_json(self.folder / "trial.json")["parameters"]
+        return parameters
+
+    def spec(self) -> TrainSpec:
+        """Its complete spec."""
+        from raygen.spec import TrainSpec
+
+        return TrainSpec.model_validate(_read_json(self.folder / "trial.json")["spec"])
+
+    @property
+    def number_of_epochs(self) -> int:
+        """The epochs that its spec asks for."""
+        epochs: int = _read_json(self.folder / "trial.json")["spec"]["training"]["epochs"]
+        return epochs
+
+    def status(self) -> Status:
+        """The state it is in, as last written."""
+        return Status(**_read_json(self.folder / "state.json"))
+
+    def set_status(self, state: State, reason: str = "") -> None:
+        """Write the state it is in."""
+        _write_json(self.folder / "state.json", {"state": state, "reason": reason})
+
+    def record_epoch(self, epoch: Epoch) -> None:
+        """Write down a finished epoch, in the place of later ones that a resumed trial runs again."""
+        path = self.folder / "epochs.jsonl"
+        earlier = [line for line in self.epochs() if line["epoch"] < epoch.epoch]
+        lines = [*earlier, vars(epoch)]
+        _write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def record_pace(self, pace: Pace) -> None:
+        """Write down how far the training is."""
+        _write_json(self.folder / "pace.json", vars(pace))
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The finished epochs, as `record_epoch` was given them."""
+        path = self.folder / "epochs.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def ask_to_stop(self) -> None:
+        """Let the training end at its next sync."""
+        (self.folder / "stop").touch()
+
+    def clear_stop(self) -> None:
+        """Forget an earlier wish that this trial stop."""
+        (self.folder / "stop").unlink(missing_ok=True)
+
+    def should_stop(self) -> bool:
+        """Whether somebody wants this trial, or its whole run, to stop."""
+        return (self.folder / "stop").exists() or (self.folder.parent.parent / "stop").exists()
+
+    @property
+    def ray_files(self) -> Path:
+        """The folder that Ray Train may write into."""
+        return self.folder / "ray"
+
+    def record_failure(self, reason: str) -> None:
+        """Let the actor that waits for this trial's processes know why they ended."""
+        _write_text(self.folder / "failure", reason)
+
+    def failure(self) -> str | None:
+        """Why its processes ended, if one of them wrote it down."""
+        path = self.folder / "failure"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    def record(self, objective: str) -> TrialRecord:
+        """What is known of it, judged by `objective`."""
+        document, status, epochs = _read_json(self.folder / "trial.json"), self.status(), self.epochs()
+        pace = _read_json(self.folder / "pace.json", missing={})
+        number_of_epochs = document["spec"]["training"]["epochs"]
+        best = next((line for line in reversed(epochs) if line["is_best"]), None)
+        return TrialRecord(
+            number=self.number,
+            parameters=document["parameters"],
+            state=status.state,
+            reason=status.reason,
+            epoch=epochs[-1]["epoch"] if epochs else 0,
+            epochs=number_of_epochs,
+            train_s=epochs[-1]["train_s"] if epochs else 0.0,
+            objective=best["metrics"][objective] if best else None,
+            best_epoch=best["epoch"] if best else None,
+            metrics=best["metrics"] if best else {},
+            images_per_s=pace.get("images_per_s"),
+            fraction=max(len(epochs) / number_of_epochs, pace["step"] / pace["steps"] if pace else 0.0),
+        )
+
+
+class Run:
+    """One run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.name
+        document = _read_json(folder / "run.json")
+        self.kind: Literal["train", "tune"] = document["kind"]
+        self.objective: str = document["objective"]
+        self.direction: Literal["min", "max"] = document["direction"]
+        self.created_at = datetime.fromisoformat(document["created_at"])
+        self.spec_json: dict[str, Any] = document["spec"]
+        self.plan = Plan(**document["plan"])
+
+    @classmethod
+    def create(cls, storage: Path, spec: TrainSpec, plan: Plan, direction: str) -> Run:
+        """A new folder in `storage`, named after model, data and time; raises RunError where it cannot be made."""
+        now = datetime.now(UTC)
+        source = Path(spec.data.source).stem.lower()
+        name = f"{spec.model.name}-{source}-{now.astimezone():%Y%m%d-%H%M%S}"
+        folder = _new_folder(storage, name)
+        _write_json(
+            folder / "run.json",
+            {
+                "kind": "tune" if hasattr(spec, "search") else "train",
+                "objective": spec.evaluation.objective,
+                "direction": direction,
+                "created_at": now.isoformat(timespec="seconds"),
+                "plan": plan.as_json(),
+                "spec": spec.model_dump(mode="json"),
+            },
+        )
+        run = cls(folder)
+        run.set_status("waiting")
+        return run
+
+    @classmethod
+    def open(cls, name_or_path: str, storage: Path) -> Run:
+        """The run of that name, unambiguous beginning of a name, or path; raises RunError where there is none."""
+        for folder in (Path(name_or_path), storage / name_or_path):
+            if (folder / "run.json").is_file():
+                return cls(folder.resolve())
+        matches = sorted(storage.glob(f"{name_or_path}*/run.json")) if "/" not in name_or_path else []
+        if len(matches) == 1:
+            return cls(matches[0].parent.resolve())
+        if matches:
+            names = ", ".join(path.parent.name for path in matches)
+            raise RunError(f"{name_or_path!r} begins the names of several runs: {names}")
+        raise RunError(f"there is no run {name_or_path!r} in {storage}; `raygen ls` lists those there are")
+
+    @classmethod
+    def all(cls, storage: Path) -> list[Run]:
+        """Every run in `storage`, the newest first."""
+        runs = [cls(path.parent) for path in storage.glob("*/run.json")]
+        return sorted(runs, key=lambda run: (run.created_at, run.name), reverse=True)
+
+    @property
+    def log(self) -> Path:
+        """The file with all that Ray and the trials printed."""
+        return self.folder / "driver.log"
+
+    @property
+    def ray_files(self) -> Path:
+        """The folder that Ray Tune may write into."""
+        return self.folder / "ray"
+
+    def spec(self) -> TrainSpec:
+        """Its spec: a TuneSpec where it is a search."""
+        from raygen.spec import TrainSpec, TuneSpec
+
+        return (TuneSpec if self.kind == "tune" else TrainSpec).model_validate(self.spec_json)
+
+    def lock(self) -> FileLock:
+        """The lock that the process running this job holds; the system frees it however that process ends."""
+        return FileLock(self.folder / "driver.lock")
+
+    def status(self) -> Status:
+        """The state it is in; a run whose process has gone without a word is interrupted."""
+        status = Status(**_read_json(self.folder / "state.json"))
+        if status.state == "running" and not self._is_locked():
+            return Status("interrupted", "its process ended without a word", exit_code=130)
+        return status
+
+    def set_status(self, state: State, reason: str = "", exit_code: int = 0) -> None:
+        """Write the state it is in."""
+        _write_json(self.folder / "state.json", {"state": state, "reason": reason, "exit_code": exit_code})
+
+    def ask_to_stop(self) -> None:
+        """Let every trial end at its next sync, keeping what was trained."""
+        (self.folder / "stop").touch()
+
+    def should_stop(self) -> bool:
+        """Whether somebody wants the run to stop."""
+        return (self.folder / "stop").exists()
+
+    def clear_stop(self) -> None:
+        """Forget an earlier wish to stop."""
+        (self.folder / "stop").unlink(missing_ok=True)
+
+    def new_trial(self, number: int, parameters: Mapping[str, Any], spec: TrainSpec) -> Trial:
+        """Make the folder of a trial."""
+        folder = self.folder / "trials" / f"{number:03d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "state.json", {"state": "waiting"})
+        document = {"parameters": dict(parameters), "spec": spec.model_dump(mode="json")}
+        _write_json(folder / "trial.json", document)
+        return Trial(folder)
+
+    def trial(self, number: int) -> Trial:
+        """The trial with that number."""
+        return Trial(self.folder / "trials" / f"{number:03d}")
+
+    def trials(self) -> list[Trial]:
+        """Its trials, in the order in which they were made."""
+        return [Trial(path.parent) for path in sorted(self.folder.glob("trials/*/trial.json"))]
+
+    def records(self) -> list[TrialRecord]:
+        """What is known of every trial, the best first, those without a value last."""
+        records = [trial.record(self.objective) for trial in self.trials()]
+        sign = -1 if self.direction == "max" else 1
+        return sorted(records, key=lambda record: (record.objective is None, sign * (record.objective or 0.0)))
+
+    def best(self, place: int = 1) -> Path:
+        """The folder with the checkpoint in that place; raises RunError where the run has none (yet)."""
+        folder = self.folder / "best" / str(place)
+        if not folder.is_dir():
+            raise RunError(f"{self.name} has no best checkpoint {place} (state: {self.status().state})")
+        return folder
+
+    def best_places(self) -> list[Path]:
+        """The folders of the best checkpoints, the very best first."""
+        return sorted(self.folder.glob("best/*"), key=lambda path: int(path.name))
+
+    def replace_best(self, filled: Path) -> None:
+        """Put the folder `filled` in the place of the collected best checkpoints."""
+        shutil.rmtree(self.folder / "best", ignore_errors=True)
+        filled.rename(self.folder / "best")
+
+    def summary(self) -> dict[str, Any]:
+        """The result as plain JSON: state, trials with the best first, and where the best checkpoints are."""
+        status, records = self.status(), self.records()
+        return {
+            "run": self.name,
+            "folder": str(self.folder),
+            "kind": self.kind,
+            "model": self.spec_json["model"]["name"],
+            "data": self.spec_json["data"]["source"],
+            "created_at": self.created_at.isoformat(),
+            "state": status.state,
+            "reason": status.reason,
+            "objective": self.objective,
+            "direction": self.direction,
+            "trials": [vars(record) for record in records],
+            "best": [{"folder": str(place), **_read_json(place / "metrics.json")} for place in self.best_places()],
+        }
+
+    def write_summary(self) -> None:
+        """Write the summary beside the trials."""
+        _write_json(self.folder / "summary.json", self.summary())
+
+    def _is_locked(self) -> bool:
+        try:
+            with self.lock().acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
+
+def _new_folder(storage: Path, name: str) -> Path:
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        for folder in _candidates(storage.resolve(), name):
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise RunError(f"cannot make a run folder in {storage}: {error.strerror}; --storage names another") from error
+    raise AssertionError("the candidates never end")
+
+
+def _candidates(storage: Path, name: str) -> Iterator[Path]:
+    yield storage / name
+    number = 2
+    while True:
+        yield storage / f"{name}-{number}"
+        number += 1
+
+
+def _read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if missing is None:
+            raise RunError(f"{path} is missing: this is not a whole run folder") from None
+        return missing
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    _write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
