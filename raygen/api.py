@@ -36,6 +36,11 @@ class Job:
     address: str | None
 
     @property
+    def kind(self) -> str:
+        """What made it: train or tune."""
+        return "tune" if hasattr(self.spec, "search") else "train"
+
+    @property
     def direction(self) -> str:
         """Which way the objective is better: min or max."""
         from raygen import metrics
@@ -47,7 +52,7 @@ def train(
     model: str, settings: Settings | None = None, *, storage: Path | None = None, address: str | None = None
 ) -> Run:
     """Train `model` with some fields of its spec set, and wait; raises what the job ended with, unless it finished."""
-    return _finished(start(prepare_training(model, settings or {}, address=address), storage=storage))
+    return _run_to_the_end(prepare_training(model, settings or {}, address=address), storage)
 
 
 def tune(
@@ -59,7 +64,7 @@ def tune(
     address: str | None = None,
 ) -> Run:
     """Search over `space` (a name or a TOML file; the model's own unless given), and wait; raises like `train`."""
-    return _finished(start(prepare_search(model, settings or {}, space=space, address=address), storage=storage))
+    return _run_to_the_end(prepare_search(model, settings or {}, space=space, address=address), storage)
 
 
 def load(run_or_path: str | Path, *, storage: Path | None = None) -> TrainedModel:
@@ -109,29 +114,31 @@ def check_data(job: Job) -> None:
         )
 
 
-def start(job: Job, *, storage: Path | None = None, verbose: bool = False) -> Driver:
-    """Make the run's folder and start its driver; raises InputError where data or folder cannot be used."""
+def create_run(job: Job, *, storage: Path | None = None) -> Run:
+    """Make the job's run folder; raises RunError where that cannot be done."""
+    return Run.create(Path(storage or default_storage()), job.kind, job.spec, job.plan, job.direction)
+
+
+def start(run: Run, *, address: str | None = None, verbose: bool = False) -> Driver:
+    """Start the process that runs what a run still lacks."""
     from raygen.cluster.launch import Driver
 
-    check_data(job)
-    run = Run.create(Path(storage or default_storage()), job.spec, job.plan, job.direction)
-    return Driver(run, job.address, verbose=verbose)
+    return Driver(run, address, verbose=verbose)
 
 
-def resume(run: Run, *, address: str | None = None, verbose: bool = False) -> Driver:
-    """Go on with a run's unfinished trials; raises RunError where it runs now or has none left."""
-    from raygen.cluster.launch import Driver
-
+def check_resumable(run: Run) -> None:
+    """Raise RunError where a run is running now, or has no unfinished trial left."""
     if run.status().state == "running":
         raise RunError(f"{run.name} is running already; `raygen show {run.name}` shows how far it is")
     wanted = run.spec_json["search"]["trials"] if run.kind == "tune" else 1
     trials = run.trials()
     if len(trials) >= wanted and all(trial.status().state in ENDED for trial in trials):
         raise RunError(f"{run.name} has no unfinished trial left; `raygen show {run.name}` shows its result")
-    return Driver(run, address, verbose=verbose)
 
 
-def _finished(driver: Driver) -> Run:
+def _run_to_the_end(job: Job, storage: Path | None) -> Run:
+    check_data(job)
+    driver = start(create_run(job, storage=storage), address=job.address)
     try:
         driver.wait()
     except KeyboardInterrupt:

@@ -74,7 +74,8 @@ def plan_training(resources: Resources, capacity: Capacity) -> Plan:
     workers = resources.workers or max(gpus, 1)
     if gpus and workers > gpus:
         raise ResourceError(f"--workers {workers} needs as many GPUs, there are {gpus}; type --workers {gpus}")
-    return _plan(concurrent=1, workers=workers, gpus_per_worker=1 if gpus else 0, cpus=cpus)
+    _check_cores(workers, cpus, option="--workers")
+    return Plan(concurrent=1, workers=workers, gpus_per_worker=1 if gpus else 0, cpus_per_worker=cpus // workers)
 
 
 def plan_search(resources: Resources, capacity: Capacity, *, trials: int) -> Plan:
@@ -85,36 +86,53 @@ def plan_search(resources: Resources, capacity: Capacity, *, trials: int) -> Pla
     if resources.gpus_per_trial is not None:
         raise ResourceError(f"--gpus-per-trial {resources.gpus_per_trial:g} needs a GPU: {capacity}; leave it out")
     workers = resources.workers or 1
-    cpus_per_trial = resources.cpus_per_trial or workers
-    if cpus_per_trial > cpus:
-        raise ResourceError(f"a trial on {cpus_per_trial} CPU cores does not fit into {cpus}; type fewer")
-    if cpus_per_trial < workers:
-        raise ResourceError(f"--workers {workers} needs a CPU core each; type --cpus-per-trial {workers}")
+    _check_cores(workers, cpus, option="--workers")
+    cpus_per_trial = _cpus_per_trial(resources, workers=workers, cpus=cpus)
     concurrent = min(cpus // cpus_per_trial, trials)
     return Plan(concurrent, workers, gpus_per_worker=0, cpus_per_worker=cpus_per_trial // workers)
 
 
 def _plan_gpu_search(resources: Resources, *, gpus: int, cpus: int, trials: int) -> Plan:
     gpus_per_trial = resources.gpus_per_trial or resources.workers or 1
+    option = "--workers" if resources.gpus_per_trial is None else "--gpus-per-trial"
     if gpus_per_trial > gpus:
-        raise ResourceError(
-            f"--gpus-per-trial {gpus_per_trial:g} is more than the search's {gpus}; type --gpus-per-trial {gpus}"
-        )
+        raise ResourceError(f"{option} {gpus_per_trial:g} is more than the search's {gpus} GPUs; type {option} {gpus}")
     if gpus_per_trial > 1 and gpus_per_trial != int(gpus_per_trial):
-        raise ResourceError(f"--gpus-per-trial {gpus_per_trial:g}: a whole number above 1, or a fraction below it")
+        raise ResourceError(
+            f"--gpus-per-trial {gpus_per_trial:g} must be a whole number above 1, or a fraction below it; "
+            f"type --gpus-per-trial {int(gpus_per_trial)}"
+        )
     workers = max(int(gpus_per_trial), 1)
     if resources.workers not in (None, workers):
-        raise ResourceError(f"--workers {resources.workers} on {gpus_per_trial:g} GPUs: one process takes one GPU")
+        raise ResourceError(
+            f"--workers {resources.workers} does not suit {gpus_per_trial:g} GPUs a trial: one process takes one; "
+            f"type --workers {workers}"
+        )
+    _check_cores(workers, cpus, option=option)
+    cpus_per_trial = _cpus_per_trial(resources, workers=workers, cpus=cpus)
     # A fraction must fit into one GPU: 3 trials at 0.4 need two.
     concurrent = gpus // workers if gpus_per_trial >= 1 else gpus * int(1 / gpus_per_trial)
-    concurrent = min(concurrent, trials)
-    gpus_per_worker = gpus_per_trial / workers
-    if resources.cpus_per_trial is not None:
-        cpus = min(cpus, resources.cpus_per_trial * concurrent)
-    return _plan(concurrent=concurrent, workers=workers, gpus_per_worker=gpus_per_worker, cpus=cpus)
+    concurrent = min(concurrent, trials, cpus // cpus_per_trial)
+    if resources.cpus_per_trial is None:
+        cpus_per_trial = cpus // concurrent
+    return Plan(concurrent, workers, gpus_per_trial / workers, cpus_per_worker=cpus_per_trial // workers)
 
 
-def _plan(*, concurrent: int, workers: int, gpus_per_worker: float, cpus: int) -> Plan:
-    if concurrent * workers > cpus:
-        raise ResourceError(f"{concurrent * workers} processes need a CPU core each, there are {cpus}; type fewer")
-    return Plan(concurrent, workers, gpus_per_worker, cpus_per_worker=cpus // (concurrent * workers))
+def _cpus_per_trial(resources: Resources, *, workers: int, cpus: int) -> int:
+    """CPU cores that a trial takes at least; raises ResourceError where they are more than there are, or too few."""
+    wanted = resources.cpus_per_trial or workers
+    if wanted > cpus:
+        raise ResourceError(
+            f"--cpus-per-trial {wanted} is more than the search's {cpus} CPU cores; type --cpus-per-trial {cpus}"
+        )
+    if wanted < workers:
+        raise ResourceError(
+            f"--cpus-per-trial {wanted} is too few for {workers} processes, which need a CPU core each; "
+            f"type --cpus-per-trial {workers}"
+        )
+    return wanted
+
+
+def _check_cores(workers: int, cpus: int, *, option: str) -> None:
+    if workers > cpus:
+        raise ResourceError(f"{workers} processes need a CPU core each, there are {cpus}; type {option} {cpus}")

@@ -85,6 +85,7 @@ def _fill(folder: Path, run: Run, trial: Trial, record: TrialRecord, dataset: da
         "parameters": record.parameters,
         "image_shape": list(dataset.shape),
         "train_s": record.train_s,
+        "can_sample": issubclass(models.find(run.spec_json["model"]["name"]), Sampler),
     }
     (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     pictures.save(_picture(load(folder), dataset), folder / PICTURE)

@@ -194,7 +194,7 @@ class Run:
         self.plan = Plan(**document["plan"])
 
     @classmethod
-    def create(cls, storage: Path, spec: TrainSpec, plan: Plan, direction: str) -> Run:
+    def create(cls, storage: Path, kind: str, spec: TrainSpec, plan: Plan, direction: str) -> Run:
         """A new folder in `storage`, named after model, data and time; raises RunError where it cannot be made."""
         now = datetime.now(UTC)
         source = Path(spec.data.source).stem.lower()
@@ -203,7 +203,7 @@ class Run:
         _write_json(
             folder / "run.json",
             {
-                "kind": "tune" if hasattr(spec, "search") else "train",
+                "kind": kind,
                 "objective": spec.evaluation.objective,
                 "direction": direction,
                 "created_at": now.isoformat(timespec="seconds"),
@@ -311,6 +311,11 @@ class Run:
     def best_places(self) -> list[Path]:
         """The folders of the best checkpoints, the very best first."""
         return sorted(self.folder.glob("best/*"), key=lambda path: int(path.name))
+
+    def can_sample(self) -> bool:
+        """Whether its best model has a prior to sample from."""
+        places = self.best_places()
+        return bool(places) and bool(_read_json(places[0] / "metrics.json")["can_sample"])
 
     def replace_best(self, filled: Path) -> None:
         """Put the folder `filled` in the place of the collected best checkpoints."""

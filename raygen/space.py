@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +17,7 @@ Number = int | float
 Scalar = bool | int | float | str
 
 
-class _Interval(BaseModel, frozen=True, extra="forbid"):
+class _Interval(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A range whose first bound is below its second; the one field named like the form holds both."""
 
     @property
@@ -37,13 +38,20 @@ class _Interval(BaseModel, frozen=True, extra="forbid"):
         return list(self.bounds)
 
 
-class Uniform(_Interval, frozen=True):
+class _RealInterval(_Interval, frozen=True):
+    def edges(self) -> list[Any]:
+        low, high = self.bounds
+        # A field of whole numbers would take the bounds, but hardly a value between them.
+        return [low, low + (high - low) / math.e, high]
+
+
+class Uniform(_RealInterval, frozen=True):
     """Real numbers between two bounds, all equally likely."""
 
     uniform: tuple[float, float]
 
 
-class LogUniform(_Interval, frozen=True):
+class LogUniform(_RealInterval, frozen=True):
     """Positive real numbers between two bounds, equally likely on a logarithmic scale."""
 
     loguniform: tuple[Annotated[float, Field(gt=0)], float]
@@ -54,6 +62,10 @@ class Quantised(_Interval, frozen=True):
 
     quantised: tuple[float, float]
     step: float = Field(gt=0)
+
+    def edges(self) -> list[Any]:
+        low, high = self.bounds
+        return [low, min(low + self.step, high), high]
 
 
 class IntUniform(_Interval, frozen=True):

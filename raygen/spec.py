@@ -23,7 +23,7 @@ Settings = Mapping[str, Any]
 """Values by dotted path, such as {"optimizer.lr": 3e-4}."""
 
 
-class OptimizerOptions(BaseModel, frozen=True, extra="forbid"):
+class OptimizerOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Adam and its learning rate over time (Kingma & Ba 2015)."""
 
     lr: float = Field(1e-3, gt=0, description="learning rate at its highest")
@@ -34,7 +34,7 @@ class OptimizerOptions(BaseModel, frozen=True, extra="forbid"):
     warmup_fraction: float = Field(0.0, ge=0, lt=1, description="part of all steps in which lr rises from 0")
 
 
-class TrainingOptions(BaseModel, frozen=True, extra="forbid"):
+class TrainingOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How long and how to train."""
 
     epochs: int = Field(30, ge=1, description="passes over the training images")
@@ -61,7 +61,7 @@ class EvaluationOptions(BaseModel, frozen=True, extra="forbid"):
         return tuple(dict.fromkeys((self.objective, *self.metrics)))
 
 
-class Resources(BaseModel, frozen=True, extra="forbid"):
+class Resources(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The devices a job may use; what is left out follows from what the cluster has."""
 
     gpus: int | None = Field(None, ge=0, description="GPUs in all; none: all there are")
@@ -147,7 +147,7 @@ class SearchOptions(BaseModel, frozen=True, extra="forbid"):
     scheduler: Literal["asha", "fifo", "median"] = Field(
         "asha", description="asha: successive halving; median: stop below the median; fifo: stop nothing"
     )
-    grace_epochs: int = Field(1, ge=1, description="epochs before a trial may be stopped")
+    grace_fraction: float = Field(0.1, gt=0, le=1, description="part of the epochs before a trial may be stopped")
     reduction_factor: int = Field(3, ge=2, description="asha goes on with one trial in so many at each rung")
     keep_best: int = Field(3, ge=1, description="best checkpoints to collect")
 
@@ -222,6 +222,8 @@ def _nested(settings: Settings) -> dict[str, Any]:
             branch = branch.setdefault(parent, {})
             if not isinstance(branch, dict):
                 raise SpecError(f"{path}: {parent} is set as a whole and in part")
+        if isinstance(branch.get(leaf), dict):
+            raise SpecError(f"{path}: it is set as a whole and in part")
         branch[leaf] = value
     return tree
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import optuna
@@ -111,13 +112,14 @@ def scheduler(spec: TrainSpec, *, direction: str) -> TrialScheduler:
     search = spec.search if isinstance(spec, TuneSpec) else None
     if search is None or search.scheduler == "fifo":
         return FIFOScheduler()
+    grace_epochs = math.ceil(search.grace_fraction * spec.training.epochs)
     common = {"time_attr": "epoch", "metric": spec.evaluation.objective, "mode": direction}
     if search.scheduler == "median":
-        return MedianStoppingRule(**common, grace_period=search.grace_epochs)
+        return MedianStoppingRule(**common, grace_period=grace_epochs)
     return AsyncHyperBandScheduler(
         **common,
         max_t=spec.training.epochs,
-        grace_period=min(search.grace_epochs, spec.training.epochs),
+        grace_period=grace_epochs,
         reduction_factor=search.reduction_factor,
     )
 

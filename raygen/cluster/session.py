@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 
@@ -58,11 +59,10 @@ def connect(address: str | None, plan: Plan | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         assert plan is not None, "a new cluster needs to know its size"
-        # Trials that run elsewhere than in their actor still need the actor's fraction of a core.
         ray.init(
             address="local",
-            num_cpus=plan.cpus + 1,
-            num_gpus=round(plan.gpus + 0.499),
+            num_cpus=plan.cpus,
+            num_gpus=math.ceil(plan.gpus),
             include_dashboard=False,
             log_to_driver=True,
             logging_level=logging.ERROR,

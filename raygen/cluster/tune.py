@@ -48,7 +48,8 @@ def run_trials(run: Run, spec: TrainSpec) -> None:
 
 def _actor_resources(plan: Plan) -> dict[str, float]:
     if plan.workers > 1:
-        return {"cpu": 0}
+        # The actor only waits for its processes: a sliver of what every head node has leaves all CPUs to them.
+        return {"node:__internal_head__": 0.001}
     return {"cpu": plan.cpus_per_worker, "gpu": plan.gpus_per_worker}
 
 

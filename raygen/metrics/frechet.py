@@ -12,6 +12,7 @@ published FIDs, nor across data sets.
 from __future__ import annotations
 
 import itertools
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -43,6 +44,9 @@ def compute(model: Model, images: Tensor, seed: int) -> float:
 def distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
     """Squared Fréchet distance between two Gaussians, each a mean [F] and covariance [F, F] in float64."""
     (mean_1, covariance_1), (mean_2, covariance_2) = first, second
+    # A diverged model's samples: the decomposition below would raise what no caller expects.
+    if not all(numbers.isfinite().all() for numbers in (*first, *second)):
+        return math.nan
     # tr (Σ₁Σ₂)^½ through the symmetric Σ₁^½ Σ₂ Σ₁^½, which has the same eigenvalues and real ones.
     values, vectors = torch.linalg.eigh(covariance_1)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T

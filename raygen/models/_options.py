@@ -15,7 +15,7 @@ Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_s
 """Layer sizes; one number stands for one layer."""
 
 
-class ModelOptions(BaseModel, frozen=True, extra="forbid"):
+class ModelOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The options every model has; each family adds its own."""
 
     name: str

@@ -7,7 +7,7 @@ GANs"; Lim & Ye 2017, "Geometric GAN" (hinge); Gulrajani et al. 2017, "Improved 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -17,10 +17,6 @@ from torch.nn import functional as F
 from raygen.models import _blocks
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Phase
 from raygen.models._options import ModelOptions, Sizes
-
-
-def _steps_for_loss(options: dict[str, Any]) -> int:
-    return 5 if options["loss"] == "wgan-gp" else 1
 
 
 class GenerativeAdversarialNetwork(Model):
@@ -38,10 +34,8 @@ class GenerativeAdversarialNetwork(Model):
             0.9, gt=0, le=1, description="one-sided label smoothing (losses non-saturating and lsgan)"
         )
         gradient_penalty: float = Field(10.0, ge=0, description="weight of the gradient penalty (loss wgan-gp)")
-        discriminator_steps: int = Field(
-            default_factory=_steps_for_loss,
-            ge=1,
-            description="discriminator steps for one generator step; 5 for wgan-gp, else 1",
+        discriminator_steps: int | None = Field(
+            None, ge=1, description="discriminator steps for one generator step; none: 5 for wgan-gp, else 1"
         )
 
     recipe = {
@@ -61,6 +55,7 @@ class GenerativeAdversarialNetwork(Model):
         return logits.sigmoid()
 
     def phases(self) -> list[Phase]:
+        steps = self.options.discriminator_steps or (5 if self.options.loss == "wgan-gp" else 1)
         return [
             Phase(
                 name="discriminator",
@@ -71,7 +66,7 @@ class GenerativeAdversarialNetwork(Model):
                 name="generator",
                 params=list(self.generator.parameters()),
                 loss=self._generator_loss,
-                every=self.options.discriminator_steps,
+                every=steps,
             ),
         ]
 

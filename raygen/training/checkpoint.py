@@ -69,14 +69,14 @@ def save(folder: Path, trained: Trained, progress: Progress) -> None:
     partial = folder / f".{final.name}.partial"
     with _explained(f"cannot write the checkpoint {final}"):
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in (partial, final):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
             _write(partial, trained, progress)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _flush_to_disk(folder)
         for older in _all(folder):
@@ -90,13 +90,13 @@ def restore(folder: Path, trained: Trained) -> Progress:
     if checkpoint is None:
         return Progress()
     with _explained(f"cannot read the checkpoint {checkpoint}"):
-        trained.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+        trained.model.load_state_dict(read_weights(checkpoint / "model.safetensors"))
         if trained.average is not None:
-            trained.average.load_state_dict(load_file(checkpoint / "average.safetensors"))
-        _restore_optimizers(load_file(checkpoint / "optimizer.safetensors"), trained.optimizers)
+            trained.average.load_state_dict(read_weights(checkpoint / "average.safetensors"))
+        _restore_optimizers(read_weights(checkpoint / "optimizer.safetensors"), trained.optimizers)
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         if state["best"] is not None:
-            state["best"] = Best(**state["best"], weights=load_file(checkpoint / BEST_WEIGHTS))
+            state["best"] = Best(**state["best"], weights=read_weights(checkpoint / BEST_WEIGHTS))
         return Progress(**state)
 
 
@@ -175,6 +175,6 @@ def _flush_to_disk(path: Path) -> None:
 def _explained(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{what}: {reason}") from error

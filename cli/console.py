@@ -1,0 +1,39 @@
+"""Two consoles: data on standard output, talk on standard error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+PIPED_WIDTH = 200
+"""Columns for tables that go to a file or a pipe, where Rich would assume 80 and cut."""
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    return console
+
+
+def show(data: RenderableType) -> None:
+    """Print data for people to standard output."""
+    _console(stderr=False).print(data)
+
+
+def show_json(data: Any) -> None:
+    """Print data for programs to standard output, and nothing else beside it."""
+    print(json.dumps(data, indent=2))
+
+
+def talk() -> Console:
+    """The console for all that is not data: plans, progress, warnings."""
+    return _console(stderr=True)
+
+
+def error(message: str) -> None:
+    """Print one red line to standard error."""
+    talk().print(Text(f"raygen: {message}", style="red"), soft_wrap=True)

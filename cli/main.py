@@ -1,0 +1,62 @@
+"""The application: every command, and how errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from cli import catalog, console, results, train, tune
+from raygen.errors import InputError, RaygenError, RunInterruptedError
+
+
+class _Group(TyperGroup):
+    """Turns errors into one red line and their documented exit code, for the terminal and for tests alike."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command and exit."""
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except RaygenError as error:
+            console.error(str(error))
+            sys.exit(error.exit_code)
+        except typer.TyperException as error:
+            console.error(f"{error.format_message()} (--help shows what there is)")
+            sys.exit(InputError.exit_code)
+        except typer.Abort:
+            sys.exit(RunInterruptedError.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train and tune autoencoders, VAEs and GANs on Ray.",
+    epilog="Exit codes: 0 success, 1 the job failed, 2 usage or bad input, 130 interrupted.",
+)
+app.command("tune")(tune.tune)
+app.command("train")(train.train)
+app.command("show")(results.show)
+app.command("ls")(results.list_runs)
+app.command("sample")(results.sample)
+app.command("models")(catalog.models)
+app.command("datasets")(catalog.datasets)
+app.command("spaces")(catalog.spaces)
+
+
+def main() -> None:
+    """Run the command that the person typed."""
+    app()

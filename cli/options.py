@@ -1,0 +1,156 @@
+"""Options that several commands share, and how they become settings of a spec."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+
+from raygen.data import DataOptions
+from raygen.errors import SpecError
+from raygen.spec import TrainingOptions
+
+
+class Output(StrEnum):
+    """What a command prints its result as."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward and backward passes."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+def default(options: type[BaseModel], field: str) -> str:
+    """The default of a spec's field, for the help; no option has a default of its own."""
+    return str(options.model_fields[field].default)
+
+
+_DATA, _TRAINING, _DEVICES, _RUNNING = "Data", "Training", "Devices", "Running and output"
+
+Model = Annotated[str | None, typer.Argument(help="Model family; `raygen models` lists them.", show_default=False)]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, the beginning of it, or its folder.")]
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Data set name, folder of images, .npy or .npz file.",
+        show_default=default(DataOptions, "source"),
+        rich_help_panel=_DATA,
+    ),
+]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder with downloaded data sets.", rich_help_panel=_DATA)]
+ImageSize = Annotated[
+    int | None, typer.Option(metavar="PIXELS", help="Resize images to squares of this side.", rich_help_panel=_DATA)
+]
+
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        help="Passes over the data.", show_default=default(TrainingOptions, "epochs"), rich_help_panel=_TRAINING
+    ),
+]
+BatchSize = Annotated[int | None, typer.Option(help="Images of one step, all devices.", rich_help_panel=_TRAINING)]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate.", rich_help_panel=_TRAINING)]
+LatentDim = Annotated[int | None, typer.Option(help="Latent (noise) dimension.", rich_help_panel=_TRAINING)]
+PrecisionOption = Annotated[
+    Precision | None, typer.Option("--precision", help="bf16: mixed precision.", rich_help_panel=_TRAINING)
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Use torch.compile.", rich_help_panel=_TRAINING)]
+Seed = Annotated[int | None, typer.Option(help="Of weights, data order and noise.", rich_help_panel=_TRAINING)]
+Objective = Annotated[
+    str | None, typer.Option(help="Held-out metric that decides what is best.", rich_help_panel=_TRAINING)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any field, as in model.hidden=512 (repeatable).", rich_help_panel=_TRAINING
+    ),
+]
+
+Gpus = Annotated[int | None, typer.Option(help="GPUs in all.", show_default="all", rich_help_panel=_DEVICES)]
+Cpus = Annotated[int | None, typer.Option(help="CPU cores in all.", show_default="all", rich_help_panel=_DEVICES)]
+Workers = Annotated[int | None, typer.Option(help="Processes that share each training.", rich_help_panel=_DEVICES)]
+GpusPerTrial = Annotated[float | None, typer.Option(help="Below 1, trials share a GPU.", rich_help_panel=_DEVICES)]
+CpusPerTrial = Annotated[int | None, typer.Option(help="CPU cores of each trial.", rich_help_panel=_DEVICES)]
+
+Storage = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="RAYGEN_STORAGE", help="Where run folders live.", rich_help_panel=_RUNNING, show_default=False
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", help="A running Ray cluster; else RAY_ADDRESS, else one here.", rich_help_panel=_RUNNING
+    ),
+]
+Resume = Annotated[
+    str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.", rich_help_panel=_RUNNING)
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print plan and spec as JSON; start nothing.", rich_help_panel=_RUNNING)
+]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Form of the result.", rich_help_panel=_RUNNING)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.", rich_help_panel=_RUNNING)]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Show what Ray and the trials print.", rich_help_panel=_RUNNING)
+]
+
+
+PATHS = {
+    "data": "data.source",
+    "data_root": "data.root",
+    "image_size": "data.image_size",
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "precision": "training.precision",
+    "compile_": "training.compile",
+    "lr": "optimizer.lr",
+    "latent_dim": "model.latent_dim",
+    "seed": "seed",
+    "objective": "evaluation.objective",
+    "trials": "search.trials",
+    "search": "search.sampler",
+    "scheduler": "search.scheduler",
+    "gpus": "resources.gpus",
+    "cpus": "resources.cpus",
+    "gpus_per_trial": "resources.gpus_per_trial",
+    "cpus_per_trial": "resources.cpus_per_trial",
+    "workers": "resources.workers",
+}
+"""The field of the spec that each option sets, by the name of the command's parameter."""
+
+
+def settings(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Values by dotted path, from a command's options and its `--set KEY=VALUE`; raises SpecError on a clash."""
+    given = {
+        PATHS[name]: value
+        for name, value in parameters.items()
+        if name in PATHS and value is not None and value is not False
+    }
+    for assignment in parameters["assignments"] or []:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise SpecError(f"--set {assignment}: write KEY=VALUE, such as --set model.hidden=512")
+        if path in given:
+            raise SpecError(f"{path} is set twice, by --set and by another option")
+        given[path] = _value(text)
+    return given
+
+
+def _value(text: str) -> Any:
+    """JSON where the text is JSON, else the text itself: 512, [128, 64], true, null, conv."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

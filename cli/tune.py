@@ -1,0 +1,104 @@
+"""`raygen tune`: a search over hyperparameters."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cli import jobs, options
+from cli.options import Output
+from raygen import api
+from raygen.spec import SearchOptions
+
+
+class Sampler(StrEnum):
+    """Where new configurations come from."""
+
+    OPTUNA = "optuna"
+    RANDOM = "random"
+
+
+class Scheduler(StrEnum):
+    """What stops trials early."""
+
+    ASHA = "asha"
+    FIFO = "fifo"
+    MEDIAN = "median"
+
+
+_SEARCH = "Search"
+
+Space = Annotated[
+    str | None,
+    typer.Option(help="Search space: a name or a TOML file.", show_default="the model's own", rich_help_panel=_SEARCH),
+]
+Trials = Annotated[
+    int | None,
+    typer.Option(
+        help="Configurations to try.", show_default=options.default(SearchOptions, "trials"), rich_help_panel=_SEARCH
+    ),
+]
+Search = Annotated[
+    Sampler | None,
+    typer.Option(
+        "--search",
+        help="Source of configurations.",
+        show_default=options.default(SearchOptions, "sampler"),
+        rich_help_panel=_SEARCH,
+    ),
+]
+SchedulerOption = Annotated[
+    Scheduler | None,
+    typer.Option(
+        "--scheduler",
+        help="Early stopping.",
+        show_default=options.default(SearchOptions, "scheduler"),
+        rich_help_panel=_SEARCH,
+    ),
+]
+
+
+def tune(
+    context: typer.Context,
+    model: options.Model = None,
+    space: Space = None,
+    trials: Trials = None,
+    search: Search = None,
+    scheduler: SchedulerOption = None,
+    objective: options.Objective = None,
+    data: options.Data = None,
+    data_root: options.DataRoot = None,
+    image_size: options.ImageSize = None,
+    epochs: options.Epochs = None,
+    precision: options.PrecisionOption = None,
+    compile_: options.Compile = False,
+    seed: options.Seed = None,
+    assignments: options.Set = None,
+    gpus: options.Gpus = None,
+    cpus: options.Cpus = None,
+    gpus_per_trial: options.GpusPerTrial = None,
+    cpus_per_trial: options.CpusPerTrial = None,
+    workers: options.Workers = None,
+    storage: options.Storage = None,
+    address: options.Address = None,
+    resume: options.Resume = None,
+    dry_run: options.DryRun = False,
+    output: options.OutputOption = Output.TABLE,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Search for the best learning rate, batch size and latent dimension of a model."""
+    settings = options.settings(context.params)
+    view = jobs.View(output=output, quiet=quiet, verbose=verbose)
+    if resume is not None:
+        chosen = {**settings, **({"--space": space} if space else {})}
+        jobs.resume(resume, "tune", model, chosen, storage=storage, address=address, view=view)
+        return
+    jobs.run(
+        lambda: api.prepare_search(jobs.named(model), settings, space=space, address=address),
+        storage=storage,
+        dry_run=dry_run,
+        view=view,
+    )
