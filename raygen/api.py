@@ -107,11 +107,12 @@ def check_data(job: Job) -> None:
     dataset = data.load(job.spec.data)
     _check_shape(job.spec, dataset)
     smallest, largest = job.spec.batch_sizes()
-    if not job.plan.workers <= smallest <= largest <= len(dataset.train):
+    if largest > len(dataset.train):
         raise SpecError(
-            f"training.batch_size: {smallest} to {largest} does not fit: {dataset.name} has "
-            f"{len(dataset.train)} training images for {job.plan.workers} processes"
+            f"training.batch_size: {largest} is more than the {len(dataset.train)} training images of {dataset.name}"
         )
+    if smallest < job.plan.workers:
+        raise SpecError(f"training.batch_size: {smallest} images cannot be shared by {job.plan.workers} processes")
 
 
 def create_run(job: Job, *, storage: Path | None = None) -> Run:

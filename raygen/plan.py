@@ -59,8 +59,8 @@ def allot(resources: Resources, capacity: Capacity) -> tuple[int, int]:
     """GPUs and CPU cores that a job may use; raises ResourceError where the cluster has fewer than it asks for."""
     for name, wanted, has in (("gpus", resources.gpus, capacity.gpus), ("cpus", resources.cpus, capacity.cpus)):
         if wanted is not None and wanted > has:
-            instead = f"--{name} {has}" if has else "--cpus N (without --gpus)"
-            raise ResourceError(f"--{name} {wanted} is more than there is: {capacity}; type {instead}")
+            instead = f"type --{name} {has}" if has else f"leave out --{name}"
+            raise ResourceError(f"--{name} {wanted} is more than there is: {capacity}; {instead}")
     gpus = capacity.gpus if resources.gpus is None else resources.gpus
     cpus = capacity.cpus if resources.cpus is None else resources.cpus
     return gpus, cpus

@@ -109,7 +109,7 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _validated(cls, values: dict[str, Any]) -> Self:
         model = values["model"]["name"]
-        models.find(model)
+        models.check(model)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -160,7 +160,10 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
     @classmethod
     def search_over(cls, space: str, model: str, settings: Settings) -> Self:
         """The spec of a search over the space of that name or file; raises SpaceError and SpecError."""
+        models.check(model)
         read = space_files.read(space)
+        for path in settings.keys() & read.parameters.keys():
+            raise SpecError(f"{path} is what the space {read.origin!r} varies; leave it out, or edit a copy of the space")
         chosen = {"evaluation.objective": read.objective, "search.space": read.model_dump(mode="json"), **settings}
         return cls.create(model, chosen)
 

@@ -22,15 +22,20 @@ def names() -> dict[str, str]:
     return {name: _first_docstring_line(Path(__path__[0]) / f"{name}.py") for name in modules}
 
 
-def find(name: str) -> type[Model]:
-    """The model class called `name`; raises SpecError with the nearest name where there is none."""
-    from raygen.models._base import Model
-
+def check(name: str) -> None:
+    """Raise SpecError with the nearest name where there is no model called `name`."""
     known = names()
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"models: {', '.join(known)}"
         raise SpecError(f"there is no model {name!r}; {hint}")
+
+
+def find(name: str) -> type[Model]:
+    """The model class called `name`; raises SpecError with the nearest name where there is none."""
+    from raygen.models._base import Model
+
+    check(name)
     module = importlib.import_module(f"{__name__}.{name}")
     [model] = [
         member
