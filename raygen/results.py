@@ -73,7 +73,7 @@ def sample(trained: TrainedModel, count: int, seed: int) -> Tensor:
 
 def _fill(folder: Path, run: Run, trial: Trial, record: TrialRecord, dataset: data.Dataset) -> None:
     folder.mkdir(parents=True)
-    weights = checkpoint.read_best_weights(trial.checkpoints)
+    weights = checkpoint.read_best_weights(trial.checkpoint)
     save_file(weights, folder / WEIGHTS)
     (folder / SPEC).write_text(trial.spec().model_dump_json(indent=1), encoding="utf-8")
     metrics = {

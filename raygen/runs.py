@@ -15,7 +15,7 @@ RUN/
         pace.json          how far and how fast, now
         failure            why its processes ended, written by one of them
         ray/               what Ray Train writes while it runs
-        checkpoints/       see raygen.training.checkpoint
+            checkpoint.safetensors   see raygen.training.checkpoint
     best/1/ … best/k/      spec.json, model.safetensors, metrics.json, samples.png
 """
 
@@ -85,9 +85,9 @@ class Trial:
         self.number = int(folder.name)
 
     @property
-    def checkpoints(self) -> Path:
-        """The folder of its checkpoints."""
-        return self.folder / "checkpoints"
+    def checkpoint(self) -> Path:
+        """The file of its checkpoint."""
+        return self.folder / "checkpoint.safetensors"
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -163,7 +163,9 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
         models.check(model)
         read = space_files.read(space)
         for path in settings.keys() & read.parameters.keys():
-            raise SpecError(f"{path} is what the space {read.origin!r} varies; leave it out, or edit a copy of the space")
+            raise SpecError(
+                f"{path} is what the space {read.origin!r} varies; leave it out, or edit a copy of the space"
+            )
         chosen = {"evaluation.objective": read.objective, "search.space": read.model_dump(mode="json"), **settings}
         return cls.create(model, chosen)
 

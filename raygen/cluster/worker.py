@@ -104,7 +104,7 @@ def train(trial: Trial, group: Group) -> Generator[EpochLine, None, None]:
     epochs = fit(
         spec,
         data.load(spec.data),
-        trial.checkpoints,
+        trial.checkpoint,
         group=group,
         on_pace=write_pace,
         should_stop=trial.should_stop if writes else lambda: False,

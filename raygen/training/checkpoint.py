@@ -1,13 +1,8 @@
-"""Checkpoints: one directory that holds the last state and the best weights, written whole or not at all.
+"""Checkpoints: one safetensors file that holds the last state and the best weights, written whole or not at all.
 
-    step-00000120/
-        state.json                 step, sums of the unfinished epoch, the best epoch's record
-        model.safetensors          weights to go on from
-        average.safetensors        their moving average, where the spec asks for one
-        optimizer.safetensors      Adam's moments, as <phase>.<parameter>.<moment>
-        best.safetensors           the weights that were best on held-out images
-
-A checkpoint is written under another name, flushed to the disk and renamed; then its predecessor is removed.
+Its tensors are `model.*`, the weights to go on from; `average.*`, their moving average where the spec asks for one;
+`optimizer.<phase>.<parameter>.<moment>`; and `best.*`, the weights that were best on held-out images. Its metadata
+holds where the training stands. A checkpoint is written beside the old one, flushed to the disk and renamed over it.
 """
 
 from __future__ import annotations
@@ -15,20 +10,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from raygen.errors import CheckpointError
 
-PREFIX = "step-"
-BEST_WEIGHTS = "best.safetensors"
+MODEL, AVERAGE, OPTIMIZER, BEST = "model.", "average.", "optimizer.", "best."
+METADATA = "progress"
 
 Weights = dict[str, Tensor]
 
@@ -63,86 +58,66 @@ class Trained:
     optimizers: Mapping[str, torch.optim.Optimizer]
 
 
-def save(folder: Path, trained: Trained, progress: Progress) -> None:
-    """Write a checkpoint into `folder` and remove the older ones; raises CheckpointError (a full disk, say)."""
-    final = folder / f"{PREFIX}{progress.step:010d}"
-    partial = folder / f".{final.name}.partial"
-    with _explained(f"cannot write the checkpoint {final}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+def save(path: Path, trained: Trained, progress: Progress) -> None:
+    """Write a checkpoint in the place of the old one; raises CheckpointError (a full disk, say)."""
+    partial = path.with_name(f".{path.name}.partial")
+    with _explained(f"cannot write the checkpoint {path}"):
         try:
-            _write(partial, trained, progress)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _flush_to_disk(folder)
-        for older in _all(folder):
-            if older != final:
-                shutil.rmtree(older)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(_tensors(trained, progress), partial, metadata={METADATA: json.dumps(_as_json(progress))})
+            _flush_to_disk(partial)
+            partial.replace(path)
+            _flush_to_disk(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
-def restore(folder: Path, trained: Trained) -> Progress:
-    """Load the last checkpoint in `folder` into the modules and optimizers; from the start where there is none."""
-    checkpoint = last(folder)
-    if checkpoint is None:
+def restore(path: Path, trained: Trained) -> Progress:
+    """Load the checkpoint into the modules and optimizers; a training starts anew where there is none.
+
+    Raises CheckpointError naming the file where it is damaged.
+    """
+    if not path.exists():
         return Progress()
-    with _explained(f"cannot read the checkpoint {checkpoint}"):
-        trained.model.load_state_dict(read_weights(checkpoint / "model.safetensors"))
+    with _explained(f"cannot read the checkpoint {path}"):
+        trained.model.load_state_dict(_read(path, MODEL))
         if trained.average is not None:
-            trained.average.load_state_dict(read_weights(checkpoint / "average.safetensors"))
-        _restore_optimizers(read_weights(checkpoint / "optimizer.safetensors"), trained.optimizers)
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+            trained.average.load_state_dict(_read(path, AVERAGE))
+        _restore_optimizers(_read(path, OPTIMIZER), trained.optimizers)
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()[METADATA])
         if state["best"] is not None:
-            state["best"] = Best(**state["best"], weights=read_weights(checkpoint / BEST_WEIGHTS))
+            state["best"] = Best(**state["best"], weights=_read(path, BEST))
         return Progress(**state)
 
 
-def last(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`, if there is one."""
-    return max(_all(folder), default=None)
+def read_best_weights(path: Path) -> Weights:
+    """The best weights in a checkpoint; raises CheckpointError naming the file where it is missing or damaged."""
+    return read_weights(path, prefix=BEST)
 
 
-def read_best_weights(folder: Path) -> Weights:
-    """The best weights in the last checkpoint in `folder`; raises CheckpointError where there are none."""
-    checkpoint = last(folder)
-    if checkpoint is None:
-        raise CheckpointError(f"there is no checkpoint in {folder}")
-    return read_weights(checkpoint / BEST_WEIGHTS)
-
-
-def read_weights(path: Path) -> Weights:
-    """The tensors of one safetensors file; raises CheckpointError naming it where it is missing or damaged."""
+def read_weights(path: Path, *, prefix: str = "") -> Weights:
+    """The tensors of a file whose names begin with `prefix`, which is left out; raises CheckpointError naming it."""
     with _explained(f"cannot read the weights {path}"):
-        weights: Weights = load_file(path)
-        return weights
+        return _read(path, prefix)
 
 
-def _write(partial: Path, trained: Trained, progress: Progress) -> None:
-    save_file(_plain(trained.model.state_dict()), partial / "model.safetensors")
+def _tensors(trained: Trained, progress: Progress) -> Weights:
+    tensors = _prefixed(MODEL, trained.model.state_dict())
     if trained.average is not None:
-        save_file(_plain(trained.average.state_dict()), partial / "average.safetensors")
-    save_file(_optimizer_tensors(trained.optimizers), partial / "optimizer.safetensors")
-    state = {name: value for name, value in vars(progress).items() if name != "best"}
-    state["best"] = None
+        tensors |= _prefixed(AVERAGE, trained.average.state_dict())
+    for phase, optimizer in trained.optimizers.items():
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= _prefixed(f"{OPTIMIZER}{phase}.{index}.", moments)
     if progress.best is not None:
-        save_file(_plain(progress.best.weights), partial / BEST_WEIGHTS)
-        state["best"] = {name: value for name, value in vars(progress.best).items() if name != "weights"}
-    (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    for file in partial.iterdir():
-        _flush_to_disk(file)
-    _flush_to_disk(partial)
+        tensors |= _prefixed(BEST, progress.best.weights)
+    return tensors
 
 
-def _optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> Weights:
-    return {
-        f"{phase}.{index}.{name}": tensor.contiguous()
-        for phase, optimizer in optimizers.items()
-        for index, moments in optimizer.state_dict()["state"].items()
-        for name, tensor in moments.items()
-    }
+def _as_json(progress: Progress) -> dict[str, Any]:
+    best = progress.best
+    record = None if best is None else {name: value for name, value in vars(best).items() if name != "weights"}
+    return {**vars(progress), "best": record}
 
 
 def _restore_optimizers(tensors: Weights, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
@@ -155,12 +130,13 @@ def _restore_optimizers(tensors: Weights, optimizers: Mapping[str, torch.optim.O
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
-def _plain(weights: Mapping[str, Tensor]) -> Weights:
-    return {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Weights:
+    return {prefix + name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
-def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{PREFIX}*"))
+def _read(path: Path, prefix: str) -> Weights:
+    with safe_open(path, framework="pt") as file:
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
 
 
 def _flush_to_disk(path: Path) -> None:

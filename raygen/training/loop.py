@@ -152,7 +152,9 @@ def learning_rate_scale(options: OptimizerOptions, *, step: int, steps: int) -> 
         return (step + 1) / warmup_steps
     if options.schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+    # The step that ends the warm-up may lie before `warmup_steps`, which need not be whole.
+    done = max(step - warmup_steps, 0) / (steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Batches:
@@ -193,13 +195,13 @@ class Batches:
 def fit(
     spec: TrainSpec,
     dataset: Dataset,
-    checkpoints: Path,
+    checkpoint_path: Path,
     *,
     group: Group = ALONE,
     on_pace: Callable[[Pace], None] = lambda pace: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Epoch, None, None]:
-    """Train as the spec says, going on from the last checkpoint in the folder `checkpoints`; yields each epoch.
+    """Train as the spec says, going on from the checkpoint at `checkpoint_path`; yields each epoch.
 
     Rank 0 alone judges the model and writes checkpoints. On a stop (asked for by any rank at a sync), and when the
     iterator is closed, a checkpoint is left to go on from. Raises NonFiniteLossError, TrainingError,
@@ -210,9 +212,9 @@ def fit(
     batches = Batches(dataset.train, spec, group)
     model = build_model(spec, ImageShape(*dataset.shape), group.device)
     training = Training(spec, model, steps=spec.training.epochs * batches.per_epoch, group=group)
-    progress = checkpoint.restore(checkpoints, training.trained)
+    progress = checkpoint.restore(checkpoint_path, training.trained)
     _check_same_start(progress.step, group)
-    saver = _Saver(checkpoints, training.trained, progress, group=group, every_s=spec.training.checkpoint_every_s)
+    saver = _Saver(checkpoint_path, training.trained, progress, group=group, every_s=spec.training.checkpoint_every_s)
     held_out = held_out_images(dataset.held_out, spec.evaluation, group.device)
 
     while progress.step < training.steps:
@@ -319,8 +321,8 @@ def _check_same_start(step: int, group: Group) -> None:
 class _Saver:
     """Writes checkpoints from rank 0, when something is new."""
 
-    def __init__(self, folder: Path, trained: Trained, progress: Progress, *, group: Group, every_s: float) -> None:
-        self._folder = folder
+    def __init__(self, path: Path, trained: Trained, progress: Progress, *, group: Group, every_s: float) -> None:
+        self._path = path
         self._trained = trained
         self._progress = progress
         self._writes = group.rank == 0
@@ -330,7 +332,7 @@ class _Saver:
 
     def save(self) -> None:
         if self._writes and self._progress.step != self._saved_step:
-            checkpoint.save(self._folder, self._trained, self._progress)
+            checkpoint.save(self._path, self._trained, self._progress)
             self._saved_step = self._progress.step
             self._saved_at = time.monotonic()
 
