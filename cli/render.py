@@ -40,7 +40,7 @@ def trial_table(run: Run, records: Sequence[TrialRecord]) -> Table:
         table.add_row(
             str(record.number),
             *values,
-            f"{record.epoch}/{record.epochs}",
+            _epochs(record),
             _objective(record.objective),
             duration(record.train_s),
             state(record.state, record.reason if record.state == "failed" else ""),
@@ -133,6 +133,12 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest_s} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _epochs(record: TrialRecord) -> str:
+    """Finished epochs, with the part of the next one while the trial runs."""
+    done = record.fraction * record.epochs
+    return f"{done:.1f}/{record.epochs}" if record.state == "running" else f"{record.epoch}/{record.epochs}"
 
 
 def _varied(records: Iterable[TrialRecord]) -> list[str]:

@@ -144,7 +144,6 @@ def _run_to_the_end(job: Job, storage: Path | None) -> Run:
         driver.wait()
     except KeyboardInterrupt:
         driver.ask_to_stop()
-        driver.wait()
     driver.check()
     return driver.run
 

@@ -36,6 +36,8 @@ class Driver:
     def wait(self) -> None:
         """Wait for the driver's end."""
         self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def ask_to_stop(self) -> None:
         """Let every trial end at its next sync, with a checkpoint."""
@@ -44,10 +46,11 @@ class Driver:
     def kill(self) -> None:
         """End the driver at once; Ray's processes end with it."""
         self._process.kill()
-        self._process.wait()
+        self.wait()
 
     def check(self) -> None:
-        """Raise what the ended run ended with, unless it finished."""
+        """Wait for the end, and raise what the run ended with, unless it finished."""
+        self.wait()
         status = self.run.status()
         if status.state == "finished":
             return

@@ -14,6 +14,7 @@ from raygen.errors import ResourceError
 from raygen.plan import Capacity, Plan
 
 CONNECT_TIMEOUT_S = 2.0
+LOCAL = "local"
 
 ENVIRONMENT = {
     # The run folder holds every result, so Tune's own files beside it would be a second, poorer copy.
@@ -34,8 +35,8 @@ ENVIRONMENT = {
 
 def capacity(address: str | None) -> Capacity:
     """What the cluster at `address` has, or this machine where there is none; ResourceError if it is silent."""
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address in (None, "local"):
+    address = _resolved(address)
+    if address == LOCAL:
         return Capacity(gpus=_local_gpus(), cpus=joblib.cpu_count(), where="this machine")
     import ray
 
@@ -56,11 +57,11 @@ def connect(address: str | None, plan: Plan | None) -> None:
     """
     import ray
 
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
+    address = _resolved(address)
+    if address == LOCAL:
         assert plan is not None, "a new cluster needs to know its size"
         ray.init(
-            address="local",
+            address=LOCAL,
             num_cpus=plan.cpus,
             num_gpus=math.ceil(plan.gpus),
             include_dashboard=False,
@@ -75,6 +76,10 @@ def connect(address: str | None, plan: Plan | None) -> None:
     except (ConnectionError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise ResourceError(f"cannot join the Ray cluster at {address}: {reason}") from error
+
+
+def _resolved(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def _check_reachable(address: str) -> None:

@@ -1,0 +1,162 @@
+"""The command line without a cluster: what it refuses, what it prints where, what it does not import."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from raygen import data, models, space
+
+RAYGEN = Path(sys.executable).with_name("raygen")
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> CliRunner:
+    return CliRunner(env={"RAYGEN_STORAGE": str(tmp_path / "runs"), "RAY_ADDRESS": ""})
+
+
+REFUSED = {
+    "tune": "name a model",
+    "tune vea": "did you mean 'vae'",
+    "train vea": "did you mean 'vae'",
+    "tune vae --epoch 3": "No such option: --epoch",
+    "train vae --epochs three": "--epochs",
+    "train vae --epochs 0": "training.epochs",
+    "train vae --lr -1": "optimizer.lr: input should be greater than 0, got -1.0",
+    "train vae --lr nan": "optimizer.lr",
+    "train vae --set model.latentdim=3": "did you mean 'model.latent_dim'",
+    "train vae --set optimizer.learning_rate=3": "did you mean 'optimizer.lr'",
+    "train vae --set lr=3": "did you mean 'optimizer.lr'",
+    "train vae --set model.hidden=wide": "model.hidden",
+    "train vae --set seed": "write KEY=VALUE",
+    "train vae --set seed=1 --seed 2": "seed is set twice",
+    "train vae --cpus 100000": "type --cpus",
+    "train vae --gpus 1000": "has",
+    "train vae --workers 100000": "type --workers",
+    "train vae --objective val_elbow": "did you mean 'val_elbo'",
+    "train gan --objective val_elbo": "gan cannot be judged by val_elbo; it can by val_frechet",
+    "train gan --compile --set model.loss=wgan-gp": "leave out --compile",
+    "train vae --data fashion-mnst": "did you mean fashion-mnist",
+    "train vae --data no/such/folder": "no/such/folder",
+    "train vae --batch-size 100000": "1617 training images",
+    "train vae --image-size 4": "data.image_size",
+    "train vae --address 127.0.0.1:1": "no Ray cluster answers at 127.0.0.1:1",
+    "train vae --address nonsense": "no Ray cluster answers at nonsense",
+    "tune vae --set optimizer.lr=1e-3": "is what the space 'vae' varies",
+    "tune vae --space gan": "this space is for 'gan'",
+    "tune vae --space no.toml": "there is no search space file 'no.toml'",
+    "tune vae --trials 0": "search.trials",
+    "tune vae --search grid": "'optuna', 'random'",
+    "tune --resume nothing": "there is no run 'nothing'",
+    "tune vae --resume nothing": "leave out vae",
+    "show nothing": "there is no run 'nothing'",
+    "sample nothing": "there is no run 'nothing'",
+    "sample .": "there is no run '.'",
+    "spaces nothing": "there is no search space file 'nothing'",
+    "models --output yaml": "'table', 'json'",
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_bad_input_gets_one_line_and_code_2(runner: CliRunner, tmp_path: Path, command: str) -> None:
+    result = runner.invoke(app, command.split())
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert REFUSED[command] in line
+    assert not (tmp_path / "runs").exists(), "nothing may be left of a job that was refused"
+
+
+def test_a_bad_array_is_named_before_anything_starts(runner: CliRunner, tmp_path: Path) -> None:
+    array = tmp_path / "words.npy"
+    np.save(array, np.array(["a", "b"]))
+    result = runner.invoke(app, ["train", "vae", "--data", str(array)])
+    assert result.exit_code == 2
+    assert str(array) in result.stderr
+
+
+def test_images_that_no_model_takes_are_refused_with_the_sizes_it_can(runner: CliRunner, tmp_path: Path) -> None:
+    array = tmp_path / "tiny.npy"
+    np.save(array, np.zeros((40, 6, 6), dtype=np.uint8))
+    result = runner.invoke(app, ["train", "vae", "--data", str(array)])
+    assert result.exit_code == 2
+    assert "8" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "names"), [("models", models.names()), ("datasets", data.names()), ("spaces", space.names())]
+)
+def test_catalogues_list_every_name_as_table_and_json(runner: CliRunner, command: str, names: dict[str, str]) -> None:
+    table = runner.invoke(app, [command])
+    assert table.exit_code == 0
+    assert [line.split()[0] for line in table.stdout.splitlines()] == list(names)
+    assert json.loads(runner.invoke(app, [command, "-o", "json"]).stdout) == names
+
+
+def test_a_printed_space_is_one_that_can_be_searched(runner: CliRunner, tmp_path: Path) -> None:
+    copy = tmp_path / "my_space.toml"
+    copy.write_text(runner.invoke(app, ["spaces", "vae"]).stdout)
+    result = runner.invoke(app, ["tune", "vae", "--space", str(copy), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["spec"]["search"]["space"]["origin"] == str(copy)
+
+
+def test_dry_run_prints_plan_and_whole_spec_and_starts_nothing(runner: CliRunner, tmp_path: Path) -> None:
+    options = "--trials 3 --epochs 7 --cpus 1 --set model.hidden=[32,16] --seed 5 --dry-run"
+    result = runner.invoke(app, ["tune", "vae", *options.split()])
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["plan"]["concurrent"] == 1
+    spec = printed["spec"]
+    assert (spec["search"]["trials"], spec["training"]["epochs"], spec["seed"]) == (3, 7, 5)
+    assert spec["model"]["hidden"] == [32, 16]
+    assert "3 trials of vae on digits, 1 at a time" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_runs_is_said_on_stderr(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["ls"])
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "raygen tune vae" in result.stderr
+    assert json.loads(runner.invoke(app, ["ls", "-o", "json"]).stdout) == []
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys\nfrom cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "print(sorted({'torch', 'ray', 'torchvision', 'sklearn'} & set(sys.modules)), file=sys.stderr)"
+    )
+    for arguments in (["--help"], ["tune", "--help"], ["models"], ["datasets"], ["spaces"], ["ls"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert done.stderr.splitlines()[-1] == "[]", arguments
+
+
+def test_colour_is_for_terminals_and_no_color_is_honoured() -> None:
+    pipe = subprocess.run([RAYGEN, "show", "nothing"], capture_output=True, text=True, check=False, timeout=60)
+    assert "\x1b" not in pipe.stderr
+    in_terminal = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    colour = [RAYGEN, "show", "nothing"]
+    red = subprocess.run(colour, capture_output=True, text=True, check=False, env=in_terminal, timeout=60)
+    assert "\x1b[31m" in red.stderr
+    plain = subprocess.run(
+        colour, capture_output=True, text=True, check=False, env={**in_terminal, "NO_COLOR": "1"}, timeout=60
+    )
+    assert not re.search(r"\x1b\[3\d", plain.stderr)
+
+
+def test_shell_completion_knows_commands_and_options() -> None:
+    environment = {**os.environ, "_RAYGEN_COMPLETE": "complete_bash", "COMP_WORDS": "raygen sp", "COMP_CWORD": "1"}
+    done = subprocess.run([RAYGEN], capture_output=True, text=True, check=False, env=environment, timeout=60)
+    assert "spaces" in done.stdout

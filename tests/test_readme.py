@@ -1,0 +1,63 @@
+"""The commands and the Python of the README run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """Every `raygen …` line of the README's shell blocks, without its comment."""
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL))
+    return [line.partition("  #")[0].strip() for line in blocks.splitlines() if line.startswith("raygen ")]
+
+
+def test_the_readme_shows_every_command() -> None:
+    shown = {line.split()[1] for line in commands()}
+    registered = {command.name for command in app.registered_commands}
+    assert registered - {"datasets"} <= shown
+    assert "raygen datasets" in README
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if line.split()[1] in ("tune", "train")])
+def test_every_job_in_the_readme_has_a_valid_spec(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    runner = CliRunner()
+    (tmp_path / "my_space.toml").write_text(runner.invoke(app, ["spaces", "vae"]).stdout)
+    result = runner.invoke(app, [*shlex.split(command)[1:], "--dry-run"])
+    if "--resume RUN" in command:
+        assert "there is no run 'RUN'" in result.stderr
+    elif "--gpus" in command and result.exit_code:
+        assert re.search(r"this machine has \d+ GPUs", result.stderr), "refused for another reason than missing GPUs"
+    else:
+        assert result.exit_code == 0, result.stderr
+
+
+def test_the_make_targets_of_the_first_screen_exist() -> None:
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert f"\n{target}:" in makefile
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.setenv("RAYGEN_STORAGE", str(tmp_path))
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert type(names["model"]).__name__ == "VariationalAutoencoder"
