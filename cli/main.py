@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -39,14 +40,28 @@ class _Group(TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"raygen {version('raygen')}")
+        raise typer.Exit
+
+
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train and tune autoencoders, VAEs and GANs on Ray."""
+
+
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train and tune autoencoders, VAEs and GANs on Ray.",
     epilog="Exit codes: 0 success, 1 the job failed, 2 usage or bad input, 130 interrupted.",
 )
+app.callback()(_options)
 app.command("tune")(tune.tune)
 app.command("train")(train.train)
 app.command("show")(results.show)

@@ -9,7 +9,7 @@ RaygenError                    1   anything below
 │   └── RunError                   a run or checkpoint that is not there, or cannot do what was asked
 ├── TrainingError              1   a training that cannot go on
 │   └── NonFiniteLossError         a loss became NaN or infinite
-├── CheckpointError            1   a checkpoint that cannot be written or read
+├── CheckpointError            1   a checkpoint, or another file of a run, that cannot be written or read
 ├── JobFailedError             1   a job that ended without a usable result
 └── RunInterruptedError      130   stopped by the person; what was trained is kept
 """
@@ -62,7 +62,7 @@ class NonFiniteLossError(TrainingError):
 
 
 class CheckpointError(RaygenError):
-    """A checkpoint cannot be written or read."""
+    """A checkpoint, or another file of a run, cannot be written or read."""
 
 
 class JobFailedError(RaygenError):

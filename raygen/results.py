@@ -72,10 +72,6 @@ def sample(trained: TrainedModel, count: int, seed: int) -> Tensor:
 
 
 def _fill(folder: Path, run: Run, trial: Trial, record: TrialRecord, dataset: data.Dataset) -> None:
-    folder.mkdir(parents=True)
-    weights = checkpoint.read_best_weights(trial.checkpoint)
-    save_file(weights, folder / WEIGHTS)
-    (folder / SPEC).write_text(trial.spec().model_dump_json(indent=1), encoding="utf-8")
     metrics = {
         "trial": record.number,
         "epoch": record.best_epoch,
@@ -87,7 +83,11 @@ def _fill(folder: Path, run: Run, trial: Trial, record: TrialRecord, dataset: da
         "train_s": record.train_s,
         "can_sample": issubclass(models.find(run.spec_json["model"]["name"]), Sampler),
     }
-    (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    with checkpoint.explained(f"cannot collect the best checkpoint of trial {record.number}"):
+        folder.mkdir(parents=True)
+        save_file(checkpoint.read_best_weights(trial.checkpoint), folder / WEIGHTS)
+        (folder / SPEC).write_text(trial.spec().model_dump_json(indent=1), encoding="utf-8")
+        (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     pictures.save(_picture(load(folder), dataset), folder / PICTURE)
 
 

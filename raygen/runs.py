@@ -27,13 +27,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
-from raygen.errors import RunError
+from raygen.errors import CheckpointError, RunError
 from raygen.plan import Plan
 
 if TYPE_CHECKING:
@@ -129,7 +130,10 @@ class Trial:
     def epochs(self) -> list[dict[str, Any]]:
         """The finished epochs, as `record_epoch` was given them."""
         path = self.folder / "epochs.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if not path.exists():
+            return []
+        stat = path.stat()
+        return list(_json_lines(path, stat.st_mtime_ns, stat.st_size))
 
     def ask_to_stop(self) -> None:
         """Let the training end at its next sync."""
@@ -374,6 +378,12 @@ def _candidates(storage: Path, name: str) -> Iterator[Path]:
         number += 1
 
 
+@lru_cache(maxsize=1024)
+def _json_lines(path: Path, mtime_ns: int, size_bytes: int) -> tuple[dict[str, Any], ...]:
+    """The file's lines, parsed once for each state of the file: a live view asks for all trials again and again."""
+    return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+
+
 def _read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -393,5 +403,8 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the new one, whole."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error

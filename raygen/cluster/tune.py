@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -60,5 +61,6 @@ class _FailureRecorder(Callback):
         self._searcher = searcher
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        reason = str(trial.get_error() or "its process was lost").strip().rpartition("\n")[2]
+        # The end of the traceback that Tune wrote down; `get_error` reads a copy that is synced later.
+        reason = Path(trial.error_file).read_text(encoding="utf-8").strip().rpartition("\n")[2]
         self._searcher.trial(trial.trial_id).set_status("failed", reason)

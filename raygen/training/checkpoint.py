@@ -61,7 +61,7 @@ class Trained:
 def save(path: Path, trained: Trained, progress: Progress) -> None:
     """Write a checkpoint in the place of the old one; raises CheckpointError (a full disk, say)."""
     partial = path.with_name(f".{path.name}.partial")
-    with _explained(f"cannot write the checkpoint {path}"):
+    with explained(f"cannot write the checkpoint {path}"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(_tensors(trained, progress), partial, metadata={METADATA: json.dumps(_as_json(progress))})
@@ -79,7 +79,7 @@ def restore(path: Path, trained: Trained) -> Progress:
     """
     if not path.exists():
         return Progress()
-    with _explained(f"cannot read the checkpoint {path}"):
+    with explained(f"cannot read the checkpoint {path}"):
         trained.model.load_state_dict(_read(path, MODEL))
         if trained.average is not None:
             trained.average.load_state_dict(_read(path, AVERAGE))
@@ -98,7 +98,7 @@ def read_best_weights(path: Path) -> Weights:
 
 def read_weights(path: Path, *, prefix: str = "") -> Weights:
     """The tensors of a file whose names begin with `prefix`, which is left out; raises CheckpointError naming it."""
-    with _explained(f"cannot read the weights {path}"):
+    with explained(f"cannot read the weights {path}"):
         return _read(path, prefix)
 
 
@@ -148,7 +148,8 @@ def _flush_to_disk(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
+    """Raise what goes wrong with a file as CheckpointError: `what`, and the reason in one line."""
     try:
         yield
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
