@@ -33,7 +33,7 @@ def follow(driver: Driver, *, output: Output, quiet: bool, verbose: bool) -> Non
 
 def show_run(run: Run, *, output: Output, quiet: bool = False) -> None:
     """Print a run's result: the table of its trials, then the best one and what to do with it."""
-    if output is Output.JSON:
+    if output == "json":
         console.show_json(run.summary())
         return
     records = run.records()

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel
 
 from raygen.data import DataOptions
 from raygen.errors import SpecError
-from raygen.spec import TrainingOptions
+from raygen.spec import Precision, TrainingOptions
 
-
-class Output(StrEnum):
-    """What a command prints its result as."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-class Precision(StrEnum):
-    """Arithmetic of the forward and backward passes."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
+Output = Literal["table", "json"]
+"""What a command prints its result as."""
 
 
 def default(options: type[BaseModel], field: str) -> str:

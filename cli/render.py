@@ -32,9 +32,9 @@ def trial_table(run: Run, records: Sequence[TrialRecord]) -> Table:
     for key in shown:
         table.add_column(_heading(key), justify="right")
     table.add_column("epochs", justify="right")
-    table.add_column(f"{run.objective} {arrow}", justify="right")
+    table.add_column(f"{run.objective} {arrow}", justify="right", min_width=7)
     table.add_column("time", justify="right")
-    table.add_column("state", overflow="fold")
+    table.add_column("state", overflow="fold", min_width=len("interrupted"))
     for record in records:
         values = [_number(record.parameters.get(key, field(run.spec_json, key))) for key in shown]
         table.add_row(

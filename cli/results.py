@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from cli import console, follow, options, render
-from cli.options import Output
 from raygen import api
 from raygen.runs import Run, default_storage
 
@@ -17,21 +16,21 @@ Picture = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write
 SampleSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the latents.")]
 
 
-def show(run: options.RunName, storage: options.Storage = None, output: options.OutputOption = Output.TABLE) -> None:
+def show(run: options.RunName, storage: options.Storage = None, output: options.OutputOption = "table") -> None:
     """Show a run: its trials with the best first, and where the best checkpoints are."""
     found = Run.open(run, storage or default_storage())
-    if output is Output.TABLE:
+    if output == "table":
         status = found.status()
         title = render.state(status.state, status.reason)
         console.talk().print(f"{found.folder}: ", title, sep="", soft_wrap=True)
     follow.show_run(found, output=output)
 
 
-def list_runs(storage: options.Storage = None, output: options.OutputOption = Output.TABLE) -> None:
+def list_runs(storage: options.Storage = None, output: options.OutputOption = "table") -> None:
     """List the runs, the newest first."""
     place = storage or default_storage()
     runs = Run.all(place)
-    if output is Output.JSON:
+    if output == "json":
         console.show_json([run.summary() for run in runs])
     elif runs:
         console.show(render.run_table(runs))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import typer
 
 from cli import jobs, options
-from cli.options import Output
 from raygen import api
 
 
@@ -31,7 +30,7 @@ def train(
     address: options.Address = None,
     resume: options.Resume = None,
     dry_run: options.DryRun = False,
-    output: options.OutputOption = Output.TABLE,
+    output: options.OutputOption = "table",
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:

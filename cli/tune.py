@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from cli import jobs, options
-from cli.options import Output
 from raygen import api
-from raygen.spec import SearchOptions
-
-
-class Sampler(StrEnum):
-    """Where new configurations come from."""
-
-    OPTUNA = "optuna"
-    RANDOM = "random"
-
-
-class Scheduler(StrEnum):
-    """What stops trials early."""
-
-    ASHA = "asha"
-    FIFO = "fifo"
-    MEDIAN = "median"
-
+from raygen.spec import Sampler, Scheduler, SearchOptions
 
 _SEARCH = "Search"
 
@@ -85,7 +67,7 @@ def tune(
     address: options.Address = None,
     resume: options.Resume = None,
     dry_run: options.DryRun = False,
-    output: options.OutputOption = Output.TABLE,
+    output: options.OutputOption = "table",
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:

@@ -19,6 +19,10 @@ from raygen.errors import SpaceError, SpecError
 from raygen.models._options import ModelOptions
 from raygen.space import Space
 
+Precision = Literal["fp32", "bf16"]
+Sampler = Literal["optuna", "random"]
+Scheduler = Literal["asha", "fifo", "median"]
+
 Settings = Mapping[str, Any]
 """Values by dotted path, such as {"optimizer.lr": 3e-4}."""
 
@@ -39,7 +43,7 @@ class TrainingOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
 
     epochs: int = Field(30, ge=1, description="passes over the training images")
     batch_size: int = Field(128, ge=1, description="images of one step over all devices together")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: mixed precision; weights stay fp32")
+    precision: Precision = Field("fp32", description="bf16: mixed precision; weights stay fp32")
     compile: bool = Field(False, description="compile the networks with torch.compile")
     ema_half_life_images: int = Field(
         0, ge=0, description="evaluate and save a moving average of the weights with this half-life; 0: none"
@@ -143,8 +147,8 @@ class SearchOptions(BaseModel, frozen=True, extra="forbid"):
 
     space: Space
     trials: int = Field(16, ge=1, description="configurations to try")
-    sampler: Literal["optuna", "random"] = Field("optuna", description="optuna: tree-structured Parzen estimator")
-    scheduler: Literal["asha", "fifo", "median"] = Field(
+    sampler: Sampler = Field("optuna", description="optuna: tree-structured Parzen estimator")
+    scheduler: Scheduler = Field(
         "asha", description="asha: successive halving; median: stop below the median; fifo: stop nothing"
     )
     grace_fraction: float = Field(0.1, gt=0, le=1, description="part of the epochs before a trial may be stopped")
