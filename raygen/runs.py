@@ -174,7 +174,7 @@ class Trial:
             reason=status.reason,
             epoch=epochs[-1]["epoch"] if epochs else 0,
             epochs=number_of_epochs,
-            train_s=epochs[-1]["train_s"] if epochs else 0.0,
+            train_s=max(pace.get("train_s", 0.0), epochs[-1]["train_s"] if epochs else 0.0),
             objective=best["metrics"][objective] if best else None,
             best_epoch=best["epoch"] if best else None,
             metrics=best["metrics"] if best else {},

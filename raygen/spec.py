@@ -128,11 +128,8 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_metrics(self) -> Self:
-        model = models.find(self.model.name)
         for name in self.evaluation.all_metrics:
-            if not issubclass(model, metrics.find(name).requires):
-                fitting = [known for known in metrics.names() if issubclass(model, metrics.find(known).requires)]
-                raise SpecError(f"{self.model.name} cannot be judged by {name}; it can by {', '.join(fitting)}")
+            _check_metric(name, self.model.name)
         return self
 
     @model_validator(mode="after")
@@ -166,6 +163,7 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
         """The spec of a search over the space of that name or file; raises SpaceError and SpecError."""
         models.check(model)
         read = space_files.read(space)
+        _check_purpose(read, model)
         for path in settings.keys() & read.parameters.keys():
             raise SpecError(
                 f"{path} is what the space {read.origin!r} varies; leave it out, or edit a copy of the space"
@@ -181,11 +179,6 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _check_space(self) -> Self:
         space = self.search.space
-        if space.model != self.model.name:
-            raise SpaceError(f"{space.origin}: model: this space is for {space.model!r}, not {self.model.name!r}")
-        best = metrics.find(space.objective).direction
-        if space.direction != best:
-            raise SpaceError(f"{space.origin}: direction: {space.objective} is better at its {best}: {best!r}")
         for key, distribution in space.parameters.items():
             self._check_key(key)
             for value in distribution.edges():
@@ -210,6 +203,27 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
         """The training of one trial: the shared spec with the trial's values set."""
         shared = self.model_dump(mode="json", exclude={"search"})
         return TrainSpec._validated(_merged(shared, _nested(parameters)))
+
+
+def _check_metric(name: str, model: str) -> None:
+    """Raise SpecError where there is no such metric, or none that `model` can be judged by."""
+    family = models.find(model)
+    if not issubclass(family, metrics.find(name).requires):
+        fitting = [known for known in metrics.names() if issubclass(family, metrics.find(known).requires)]
+        raise SpecError(f"{model} cannot be judged by {name}; it can by {', '.join(fitting)}")
+
+
+def _check_purpose(space: Space, model: str) -> None:
+    """Raise SpaceError where a space is for another model, or its objective is none."""
+    if space.model != model:
+        raise SpaceError(f"{space.origin}: model: this space is for {space.model!r}, not {model!r}")
+    try:
+        _check_metric(space.objective, model)
+    except SpecError as error:
+        raise SpaceError(f"{space.origin}: objective: {error}") from error
+    best = metrics.find(space.objective).direction
+    if space.direction != best:
+        raise SpaceError(f"{space.origin}: direction: {space.objective} is better at its {best}: {best!r}")
 
 
 def resources(settings: Settings) -> Resources:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +30,18 @@ Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Best:
-    """The epoch with the best objective so far, and the weights that were judged."""
+class BestRecord:
+    """The epoch with the best objective so far."""
 
     epoch: int
     step: int
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Best(BestRecord):
+    """The best epoch so far, with the weights that were judged."""
+
     weights: Weights
 
 
@@ -63,13 +70,16 @@ def save(path: Path, trained: Trained, progress: Progress) -> None:
     partial = path.with_name(f".{path.name}.partial")
     with explained(f"cannot write the checkpoint {path}"):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(_tensors(trained, progress), partial, metadata={METADATA: json.dumps(_as_json(progress))})
-            _flush_to_disk(partial)
-            partial.replace(path)
+            # A folder, because safetensors first writes to a name of its own, which a killed process leaves behind.
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            written = partial / path.name
+            save_file(_tensors(trained, progress), written, metadata={METADATA: json.dumps(_as_json(progress))})
+            _flush_to_disk(written)
+            written.replace(path)
             _flush_to_disk(path.parent)
         finally:
-            partial.unlink(missing_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def restore(path: Path, trained: Trained) -> Progress:
@@ -89,6 +99,15 @@ def restore(path: Path, trained: Trained) -> Progress:
         if state["best"] is not None:
             state["best"] = Best(**state["best"], weights=_read(path, BEST))
         return Progress(**state)
+
+
+def read_best_record(path: Path) -> BestRecord | None:
+    """The best epoch in a checkpoint, if there is a checkpoint and an epoch was judged before it was written."""
+    if not path.exists():
+        return None
+    with explained(f"cannot read the checkpoint {path}"), safe_open(path, framework="pt") as file:
+        record = json.loads(file.metadata()[METADATA])["best"]
+        return None if record is None else BestRecord(**record)
 
 
 def read_best_weights(path: Path) -> Weights:

@@ -43,6 +43,7 @@ class Pace:
     epoch: int
     step: int
     steps: int
+    train_s: float
     images_per_s: float
 
 
@@ -108,13 +109,16 @@ class Training:
         """What a checkpoint of this training holds."""
         return Trained(model=self.model, average=self.average, optimizers=self.optimizers)
 
-    def step(self, batch: Batch, step: int) -> Iterator[Step]:
+    def step(self, batch: Batch, step: int) -> list[Step]:
         """Run every phase that is due at `step` (counted from 0) on this rank's part of the batch."""
-        for phase in self.phases:
-            if (step + 1) % phase.every == 0:
-                yield Step(phase.name, step, self._minimise(phase, batch, step))
+        results = [
+            Step(phase.name, step, self._minimise(phase, batch, step))
+            for phase in self.phases
+            if (step + 1) % phase.every == 0
+        ]
         if self.average is not None:
             self._update_average(self.average, step)
+        return results
 
     def _minimise(self, phase: Phase, batch: Batch, step: int) -> Metrics:
         optimizer = self.optimizers[phase.name]
@@ -258,6 +262,7 @@ def _synced_steps(
                 epoch=(progress.step - 1) // batches.per_epoch + 1,
                 step=progress.step,
                 steps=training.steps,
+                train_s=round(progress.train_s, 3),
                 images_per_s=(progress.step - first_step) * batches.batch_size / epoch_s,
             )
             yield pace, stop

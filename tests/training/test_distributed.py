@@ -1,0 +1,134 @@
+"""One, two and three processes train the same model: `batch_size` counts the images of all of them together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raygen import data
+from raygen.errors import NonFiniteLossError
+from raygen.spec import TrainSpec
+from raygen.training import checkpoint
+from raygen.training.distributed import ALONE, CPU, Group
+from raygen.training.loop import fit
+
+SMALL = {"model.hidden": [64], "model.width": 8, "model.latent_dim": 8}
+
+# 50 images to a batch do not divide by 3; 32 steps make an epoch of digits.
+SPECS: dict[str, dict[str, Any]] = {
+    "ae": {"model.arch": "conv", "model.noise_std": 0.2},
+    "vae": {"model.arch": "mlp", "optimizer.clip_norm": 5.0, "training.ema_half_life_images": 1000},
+    "gan": {"model.arch": "conv"},
+}
+every_model = pytest.mark.parametrize("model", SPECS)
+every_size = pytest.mark.parametrize("world_size", [2, 3])
+
+
+def spec_of(model: str, **settings: Any) -> TrainSpec:
+    common = {"training.batch_size": 50, "training.epochs": 1}
+    return TrainSpec.create(model, {**SMALL, **common, **SPECS[model], **settings})
+
+
+def train_all(group: Group, folder: Path) -> None:
+    """Each model for 20 steps, whose checkpoint is set aside, and from there to the end of the epoch."""
+    digits = data.load(data.DataOptions())
+    for model in SPECS:
+        own = folder / model
+        stopped = fit(spec_of(model), digits, own / "checkpoint", group=group, should_stop=lambda: group.rank == 0)
+        assert list(stopped) == []  # all processes, though one alone was asked
+        wait_for_all(group)
+        if group.rank == 0:
+            shutil.copy(own / "checkpoint", own / "after-20-steps")
+        [epoch] = fit(spec_of(model), digits, own / "checkpoint", group=group)
+        if group.rank == 0:
+            (own / "metrics.json").write_text(json.dumps(epoch.metrics))
+    diverging = spec_of("vae", **{"optimizer.lr": 1e10, "optimizer.clip_norm": None})
+    try:
+        list(fit(diverging, digits, folder / "diverging", group=group))
+    except NonFiniteLossError as error:
+        (folder / f"error-{group.rank}").write_text(str(error))
+
+
+def wait_for_all(group: Group) -> None:
+    group.sum([torch.zeros(1)])
+
+
+def worker(rank: int, folders: dict[int, Path]) -> None:
+    """One of as many processes as the largest number asks for; the smaller groups do without the last of them."""
+    for world_size, folder in folders.items():
+        if rank < world_size:
+            meeting_point = f"file://{folder}/meeting-point"
+            torch.distributed.init_process_group("gloo", meeting_point, rank=rank, world_size=world_size)
+            train_all(Group.joined(CPU), folder)
+            torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, processes: ForkServerContext) -> dict[int, Path]:
+    """What 1, 2 and 3 processes left, by their number."""
+    left = {size: tmp_path_factory.mktemp(f"processes-{size}") for size in (1, 2, 3)}
+    shared = {size: left[size] for size in (3, 2)}
+    started = [processes.Process(target=worker, args=(rank, shared)) for rank in range(3)]
+    for process in started:
+        process.start()
+    train_all(ALONE, left[1])
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0, 0, 0]
+    return left
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    """The weights, and their moving average where there is one."""
+    tensors = checkpoint.read_weights(path)
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "average."))}
+
+
+def relative_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """The norm of the difference, in norms of the weights, for all tensors as one vector."""
+    assert first.keys() == second.keys()
+    whole, other = (
+        torch.cat([tensors[name].double().flatten() for name in sorted(first)]) for tensors in (first, second)
+    )
+    return ((whole - other).norm() / whole.norm()).item()
+
+
+@every_size
+@every_model
+def test_weights_agree_after_20_steps(model: str, world_size: int, folders: dict[int, Path]) -> None:
+    alone, shared = (weights(folders[size] / model / "after-20-steps") for size in (1, world_size))
+    assert 0 < relative_difference(alone, shared) <= 1e-5
+
+
+@every_size
+@every_model
+def test_metrics_agree_after_an_epoch(model: str, world_size: int, folders: dict[int, Path]) -> None:
+    alone, shared = (json.loads((folders[size] / model / "metrics.json").read_text()) for size in (1, world_size))
+    assert len(shared) >= 2
+    assert shared == pytest.approx(alone, rel=1e-3)
+
+
+@every_size
+@every_model
+def test_a_run_may_go_on_with_fewer_processes(
+    model: str, world_size: int, folders: dict[int, Path], path: Path
+) -> None:
+    path.parent.mkdir()
+    shutil.copy(folders[world_size] / model / "after-20-steps", path)
+    [epoch] = fit(spec_of(model), data.load(data.DataOptions()), path)
+    assert epoch.step == 32
+    assert epoch.metrics == pytest.approx(json.loads((folders[1] / model / "metrics.json").read_text()), rel=1e-3)
+
+
+@every_size
+def test_all_processes_learn_of_a_loss_that_is_not_finite(world_size: int, folders: dict[int, Path]) -> None:
+    messages = {path.read_text() for path in folders[world_size].glob("error-*")}
+    assert len(list(folders[world_size].glob("error-*"))) == world_size
+    assert messages == {(folders[1] / "error-0").read_text()}
