@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 
-from raygen.cluster.session import ENVIRONMENT
+from raygen.cluster import session
 from raygen.errors import JobFailedError, RaygenError, RunInterruptedError
 from raygen.runs import Run
 
@@ -26,7 +25,7 @@ class Driver:
                 stderr=None if verbose else log,
                 # A Ctrl-C in the terminal must reach the driver once, through its starter, and no trial at all.
                 start_new_session=True,
-                env=_environment(os.environ),
+                env={**session.environment(address, os.environ), "PYTHONUNBUFFERED": "1"},
             )
 
     def is_alive(self) -> bool:
@@ -67,7 +66,3 @@ def _failure(reason: str, exit_code: int) -> RaygenError:
     failure = JobFailedError(reason)
     failure.exit_code = exit_code
     return failure
-
-
-def _environment(base: Mapping[str, str]) -> dict[str, str]:
-    return {**ENVIRONMENT, **base, "PYTHONUNBUFFERED": "1"}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 import joblib
 import pynvml
@@ -27,55 +32,90 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # The default of 2 s is most of the time that a short training on several devices takes.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Whether anybody listens at an address is known before Ray is asked, so it need not try for 20 s.
+    "RAY_NUM_REDIS_GET_RETRIES": "5",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """What a process that uses Ray needs in its environment before it imports ray."""
 
 
 def capacity(address: str | None) -> Capacity:
-    """What the cluster at `address` has, or this machine where there is none; ResourceError if it is silent."""
+    """What the cluster at `address` has, or this machine where there is none; ResourceError if it is silent.
+
+    A process of its own asks the cluster, so that Ray stays out of the caller's process and off its screen.
+    """
     address = _resolved(address)
     if address == LOCAL:
         return Capacity(gpus=_local_gpus(), cpus=joblib.cpu_count(), where="this machine")
-    import ray
-
-    connect(address, plan=None)
-    try:
-        resources = ray.cluster_resources()
-    finally:
-        ray.shutdown()
+    if address != "auto":
+        _check_reachable(address)
+    asked = subprocess.run(
+        [sys.executable, "-m", __name__, address],
+        env=environment(address, os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if asked.returncode:
+        reason = asked.stderr.strip().rpartition("\n")[2]
+        raise ResourceError(
+            f"cannot join the Ray cluster at {address} ({reason}); if it asks for a token, as Ray's clusters do by "
+            "default, set RAY_AUTH_MODE=token and have the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        )
+    resources = json.loads(asked.stdout)
     return Capacity(
         gpus=int(resources.get("GPU", 0)), cpus=int(resources.get("CPU", 0)), where=f"the cluster at {address}"
     )
 
 
-def connect(address: str | None, plan: Plan | None) -> None:
+def connect(address: str | None, plan: Plan) -> None:
     """Join the cluster at `address`, the environment's, or else start one on this machine with the plan's devices.
 
-    Raises ResourceError where nothing answers at the address.
+    Raises ResourceError where the cluster does not answer.
     """
     import ray
 
     address = _resolved(address)
-    if address == LOCAL:
-        assert plan is not None, "a new cluster needs to know its size"
-        ray.init(
-            address=LOCAL,
-            num_cpus=plan.cpus,
-            num_gpus=math.ceil(plan.gpus),
-            include_dashboard=False,
-            log_to_driver=True,
-            logging_level=logging.ERROR,
-        )
+    if address != LOCAL:
+        try:
+            ray.init(address=address, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise ResourceError(f"cannot join the Ray cluster at {address}: {error}") from error
         return
-    if address != "auto":
-        _check_reachable(address)
+    ray.init(
+        address=LOCAL,
+        num_cpus=plan.cpus,
+        num_gpus=math.ceil(plan.gpus),
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def environment(address: str | None, base: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that will use the cluster at `address`; what `base` sets stays as it is.
+
+    Ray sends its token to no address that was named, lest it reach a stranger. This machine is none.
+    """
+    found = {**ENVIRONMENT, **base}
+    host = _resolved(address).rpartition(":")[0]
+    if "RAY_AUTH_MODE" not in found and host and _is_this_machine(host) and _has_token(found):
+        found["RAY_AUTH_MODE"] = "token"
+    return found
+
+
+def _has_token(variables: Mapping[str, str]) -> bool:
+    named = "RAY_AUTH_TOKEN" in variables or "RAY_AUTH_TOKEN_PATH" in variables
+    return named or (Path.home() / ".ray" / "auth_token").is_file()
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether the host is one of this machine's own addresses: only those can be bound."""
     try:
-        ray.init(address=address, log_to_driver=plan is not None, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ResourceError(f"cannot join the Ray cluster at {address}: {reason}") from error
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
 
 
 def _resolved(address: str | None) -> str:
@@ -107,3 +147,14 @@ def _local_gpus() -> int:
     finally:
         pynvml.nvmlShutdown()
     return count if visible is None else min(count, len([part for part in visible.split(",") if part.strip()]))
+
+
+def _print_resources(address: str) -> None:
+    import ray
+
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    print(json.dumps(ray.cluster_resources()))
+
+
+if __name__ == "__main__":
+    _print_resources(sys.argv[1])

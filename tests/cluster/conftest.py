@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -72,3 +74,22 @@ def only_run(environment: dict[str, str]) -> Callable[[], Run]:
         return run
 
     return find
+
+
+@pytest.fixture
+def head_with_token(tmp_path: Path) -> Iterator[str]:
+    """The address of a head that asks for a token, as `ray start` makes it, and nothing of it in the environment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [RAYGEN.with_name("ray"), "start", "--head", "--block", f"--port={port}", f"--num-cpus={CPUS}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with (tmp_path / "head.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--include-dashboard=false"], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        yield f"127.0.0.1:{port}"
+        children = psutil.Process(process.pid).children(recursive=True)
+        for each in [*children, psutil.Process(process.pid)]:
+            each.kill()
+        process.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -209,3 +210,22 @@ def test_a_search_over_trainings_of_two_processes(raygen: Raygen, only_run: Only
     assert run.plan.concurrent == 1
     assert all(record.objective is not None for record in run.records())
     assert not list(run.folder.rglob("ray")), "what Ray wrote for itself is removed"
+
+
+def test_a_cluster_that_asks_for_a_token_is_joined_at_its_address(
+    raygen: Raygen, head_with_token: str, only_run: OnlyRun
+) -> None:
+    port = int(head_with_token.rpartition(":")[2])
+    wait_until(lambda: listens(port), "the head")
+    done = raygen("train", "vae", "--address", head_with_token, "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    assert only_run().status().state == "finished"
+    refused = raygen("tune", "vae", "--address", head_with_token, "--gpus", "4")
+    assert refused.returncode == 2
+    assert "--gpus 4 is more than there is" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
