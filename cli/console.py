@@ -34,6 +34,11 @@ def talk() -> Console:
     return _console(stderr=True)
 
 
+def warn(problem: Exception) -> None:
+    """Print one yellow line to standard error, about something that does not stop the command."""
+    talk().print(Text(f"raygen: {problem}", style="yellow"), soft_wrap=True)
+
+
 def error(message: str) -> None:
     """Print one red line to standard error."""
     talk().print(Text(f"raygen: {message}", style="red"), soft_wrap=True)

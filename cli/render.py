@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,21 @@ def trial_table(run: Run, records: Sequence[TrialRecord]) -> Table:
     return table
 
 
-def run_table(runs: Iterable[Run]) -> Table:
-    """A row for each run, in the order given."""
+def run_table(summaries: Iterable[dict[str, Any]]) -> Table:
+    """A row for each run's summary, in the order given."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("run", "kind", "trials", "objective", "best", "state", "made"):
         table.add_column(heading, justify="right" if heading in ("trials", "best") else "left", overflow="fold")
-    for run in runs:
-        records = run.records()
-        best = records[0].objective if records else None
-        made = f"{run.created_at.astimezone():%Y-%m-%d %H:%M}"
-        status = run.status()
+    for summary in summaries:
+        trials = summary["trials"]
         table.add_row(
-            run.name, run.kind, str(len(records)), run.objective, _objective(best), state(status.state), made
+            summary["run"],
+            summary["kind"],
+            str(len(trials)),
+            summary["objective"],
+            _objective(trials[0]["objective"] if trials else None),
+            state(summary["state"]),
+            f"{datetime.fromisoformat(summary['created_at']).astimezone():%Y-%m-%d %H:%M}",
         )
     return table
 

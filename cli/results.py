@@ -9,6 +9,7 @@ import typer
 
 from cli import console, follow, options, render
 from raygen import api
+from raygen.errors import RunError
 from raygen.runs import Run, default_storage
 
 Count = Annotated[int, typer.Option("--n", "-n", min=1, max=10_000, help="Images to draw.")]
@@ -29,11 +30,16 @@ def show(run: options.RunName, storage: options.Storage = None, output: options.
 def list_runs(storage: options.Storage = None, output: options.OutputOption = "table") -> None:
     """List the runs, the newest first."""
     place = storage or default_storage()
-    runs = Run.all(place)
+    summaries = []
+    for run in Run.all(place, on_damaged=console.warn):
+        try:
+            summaries.append(run.summary())
+        except RunError as error:
+            console.warn(error)
     if output == "json":
-        console.show_json([run.summary() for run in runs])
-    elif runs:
-        console.show(render.run_table(runs))
+        console.show_json(summaries)
+    elif summaries:
+        console.show(render.run_table(summaries))
     else:
         console.talk().print(f"no runs in {place}; `raygen tune vae` makes one", soft_wrap=True)
 

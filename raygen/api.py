@@ -93,11 +93,12 @@ def prepare_training(model: str, settings: Settings, *, address: str | None = No
 def prepare_search(model: str, settings: Settings, *, space: str | None = None, address: str | None = None) -> Job:
     """The job of searching for the best `model`; raises InputError where spec, space or devices cannot be."""
     from raygen.cluster.session import capacity
-    from raygen.spec import SearchOptions, TuneSpec
+    from raygen.spec import TuneSpec
 
-    trials = settings.get("search.trials", SearchOptions.model_fields["trials"].default)
-    plan = plan_search(_resources(settings), capacity(address), trials=trials)
-    return Job(TuneSpec.search_over(space or model, model, _with_absolute_paths(settings)), plan, address)
+    has = capacity(address)
+    plan_search(_resources(settings), has, trials=1)
+    spec = TuneSpec.search_over(space or model, model, _with_absolute_paths(settings))
+    return Job(spec, plan_search(spec.resources, has, trials=spec.search.trials), address)
 
 
 def check_data(job: Job) -> None:
@@ -161,7 +162,8 @@ def _with_absolute_paths(settings: Settings) -> Settings:
     absolute = dict(settings)
     for key in ("data.source", "data.root"):
         path = settings.get(key)
-        if path is not None and not (key == "data.source" and path in data.names()):
+        is_name = key == "data.source" and path in data.names()
+        if isinstance(path, str | Path) and not is_name:
             absolute[key] = str(Path(path).expanduser().absolute())
     return absolute
 

@@ -15,7 +15,7 @@ RUN/
         pace.json          how far and how fast, now
         failure            why its processes ended, written by one of them
         ray/               what Ray Train writes while it runs
-            checkpoint.safetensors   see raygen.training.checkpoint
+        checkpoint.safetensors   see raygen.training.checkpoint
     best/1/ … best/k/      spec.json, model.safetensors, metrics.json, samples.png
 """
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -133,7 +133,7 @@ class Trial:
         if not path.exists():
             return []
         stat = path.stat()
-        return list(_json_lines(path, stat.st_mtime_ns, stat.st_size))
+        return list(_json_lines(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size)))
 
     def ask_to_stop(self) -> None:
         """Let the training end at its next sync."""
@@ -190,12 +190,15 @@ class Run:
         self.folder = folder
         self.name = folder.name
         document = _read_json(folder / "run.json")
-        self.kind: Literal["train", "tune"] = document["kind"]
-        self.objective: str = document["objective"]
-        self.direction: Literal["min", "max"] = document["direction"]
-        self.created_at = datetime.fromisoformat(document["created_at"])
-        self.spec_json: dict[str, Any] = document["spec"]
-        self.plan = Plan(**document["plan"])
+        try:
+            self.kind: Literal["train", "tune"] = document["kind"]
+            self.objective: str = document["objective"]
+            self.direction: Literal["min", "max"] = document["direction"]
+            self.created_at = datetime.fromisoformat(document["created_at"])
+            self.spec_json: dict[str, Any] = document["spec"]
+            self.plan = Plan(**document["plan"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{folder / 'run.json'} is damaged: {error!r}") from error
 
     @classmethod
     def create(cls, storage: Path, kind: str, spec: TrainSpec, plan: Plan, direction: str) -> Run:
@@ -234,9 +237,14 @@ class Run:
         raise RunError(f"there is no run {name_or_path!r} in {storage}; `raygen ls` lists those there are")
 
     @classmethod
-    def all(cls, storage: Path) -> list[Run]:
-        """Every run in `storage`, the newest first."""
-        runs = [cls(path.parent) for path in storage.glob("*/run.json")]
+    def all(cls, storage: Path, *, on_damaged: Callable[[RunError], None]) -> list[Run]:
+        """Every run in `storage`, the newest first; those whose file cannot be read are told to `on_damaged`."""
+        runs = []
+        for path in storage.glob("*/run.json"):
+            try:
+                runs.append(cls(path.parent))
+            except RunError as error:
+                on_damaged(error)
         return sorted(runs, key=lambda run: (run.created_at, run.name), reverse=True)
 
     @property
@@ -379,9 +387,12 @@ def _candidates(storage: Path, name: str) -> Iterator[Path]:
 
 
 @lru_cache(maxsize=1024)
-def _json_lines(path: Path, mtime_ns: int, size_bytes: int) -> tuple[dict[str, Any], ...]:
-    """The file's lines, parsed once for each state of the file: a live view asks for all trials again and again."""
-    return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+def _json_lines(path: Path, version: tuple[int, ...]) -> tuple[dict[str, Any], ...]:
+    """The file's lines, parsed once for each version of the file: a live view asks for all trials again and again."""
+    try:
+        return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}") from error
 
 
 def _read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -95,6 +95,8 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def create(cls, model: str, settings: Settings) -> Self:
         """The spec of `model` with some fields set; raises SpecError naming the field and the nearest valid one."""
+        if "model.name" in settings:
+            raise SpecError(f"model.name: the model is {model!r} already; name another in its place")
         return cls._validated(_nested({"model.name": model, **settings}))
 
     def with_settings(self, settings: Settings) -> Self:

@@ -73,7 +73,7 @@ def test_names_tell_model_data_and_time(storage: Path) -> None:
 def test_two_runs_of_one_second_get_two_folders(storage: Path) -> None:
     names = [make(storage).name for _ in range(4)]
     assert len(set(names)) == 4
-    assert {run.name for run in Run.all(storage)} == set(names)
+    assert {run.name for run in Run.all(storage, on_damaged=pytest.fail)} == set(names)
 
 
 def test_a_run_is_opened_by_name_beginning_or_path(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_a_run_that_is_not_there(storage: Path) -> None:
     for name in ("nothing", "no/such/folder", str(storage)):
         with pytest.raises(RunError, match=f"there is no run '{name}' in {storage}; `raygen ls`"):
             Run.open(name, storage)
-    assert Run.all(storage) == []
+    assert Run.all(storage, on_damaged=pytest.fail) == []
 
 
 def test_the_newest_run_comes_first(storage: Path) -> None:
@@ -106,7 +106,7 @@ def test_the_newest_run_comes_first(storage: Path) -> None:
     for run, created_at in zip(runs, ("2026-01-03", "2026-01-01", "2026-01-02"), strict=True):
         document = json.loads((run.folder / "run.json").read_text())
         (run.folder / "run.json").write_text(json.dumps({**document, "created_at": f"{created_at}T00:00:00+00:00"}))
-    assert [run.name for run in Run.all(storage)] == [runs[0].name, runs[2].name, runs[1].name]
+    assert [run.name for run in Run.all(storage, on_damaged=pytest.fail)] == [runs[0].name, runs[2].name, runs[1].name]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

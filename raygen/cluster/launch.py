@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -25,7 +24,7 @@ class Driver:
                 stderr=None if verbose else log,
                 # A Ctrl-C in the terminal must reach the driver once, through its starter, and no trial at all.
                 start_new_session=True,
-                env={**session.environment(address, os.environ), "PYTHONUNBUFFERED": "1"},
+                env={**session.environment(), "PYTHONUNBUFFERED": "1"},
             )
 
     def is_alive(self) -> bool:

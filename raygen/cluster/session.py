@@ -9,8 +9,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 
 import joblib
 import pynvml
@@ -51,7 +49,7 @@ def capacity(address: str | None) -> Capacity:
         _check_reachable(address)
     asked = subprocess.run(
         [sys.executable, "-m", __name__, address],
-        env=environment(address, os.environ),
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -59,8 +57,8 @@ def capacity(address: str | None) -> Capacity:
     if asked.returncode:
         reason = asked.stderr.strip().rpartition("\n")[2]
         raise ResourceError(
-            f"cannot join the Ray cluster at {address} ({reason}); if it asks for a token, as Ray's clusters do by "
-            "default, set RAY_AUTH_MODE=token and have the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+            f"cannot join the Ray cluster at {address} ({reason}); if it asks for a token, as Ray's own clusters "
+            "do by default, set RAY_AUTH_MODE=token and have the token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
         )
     resources = json.loads(asked.stdout)
     return Capacity(
@@ -91,31 +89,9 @@ def connect(address: str | None, plan: Plan) -> None:
     )
 
 
-def environment(address: str | None, base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that will use the cluster at `address`; what `base` sets stays as it is.
-
-    Ray sends its token to no address that was named, lest it reach a stranger. This machine is none.
-    """
-    found = {**ENVIRONMENT, **base}
-    host = _resolved(address).rpartition(":")[0]
-    if "RAY_AUTH_MODE" not in found and host and _is_this_machine(host) and _has_token(found):
-        found["RAY_AUTH_MODE"] = "token"
-    return found
-
-
-def _has_token(variables: Mapping[str, str]) -> bool:
-    named = "RAY_AUTH_TOKEN" in variables or "RAY_AUTH_TOKEN_PATH" in variables
-    return named or (Path.home() / ".ray" / "auth_token").is_file()
-
-
-def _is_this_machine(host: str) -> bool:
-    """Whether the host is one of this machine's own addresses: only those can be bound."""
-    try:
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-    except OSError:
-        return False
-    return True
+def environment() -> dict[str, str]:
+    """The environment of a process that will use Ray; what the person has set stays as it is."""
+    return {**ENVIRONMENT, **os.environ}
 
 
 def _resolved(address: str | None) -> str:

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from raygen.models._base import Model
 
 
+@cache
 def names() -> dict[str, str]:
     """Every model's name with one line about it (the first line of its file's docstring)."""
     modules = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))

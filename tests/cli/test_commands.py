@@ -62,6 +62,9 @@ REFUSED = {
     "sample nothing": "there is no run 'nothing'",
     "sample .": "there is no run '.'",
     "spaces nothing": "there is no search space file 'nothing'",
+    "train vae --set model.name=gan": "the model is 'vae' already",
+    "train vae --set data.source=5": "data.source",
+    "tune vae --set search.trials=many": "search.trials",
     "models --output yaml": "'table', 'json'",
 }
 
@@ -128,6 +131,18 @@ def test_no_runs_is_said_on_stderr(runner: CliRunner) -> None:
     assert (result.exit_code, result.stdout) == (0, "")
     assert "raygen tune vae" in result.stderr
     assert json.loads(runner.invoke(app, ["ls", "-o", "json"]).stdout) == []
+
+
+def test_one_damaged_run_does_not_hide_the_others(runner: CliRunner, tmp_path: Path) -> None:
+    for name, content in (("empty", "{}"), ("text", "no json")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.json").write_text(content)
+    listed = runner.invoke(app, ["ls", "-o", "json"])
+    assert (listed.exit_code, json.loads(listed.stdout)) == (0, [])
+    assert len(listed.stderr.splitlines()) == 2
+    shown = runner.invoke(app, ["show", "empty"])
+    assert shown.exit_code == 2
+    assert "run.json is damaged" in shown.stderr
 
 
 def test_help_imports_neither_torch_nor_ray() -> None:

@@ -70,7 +70,7 @@ def only_run(environment: dict[str, str]) -> Callable[[], Run]:
     """The one run that the test made."""
 
     def find() -> Run:
-        [run] = Run.all(Path(environment["RAYGEN_STORAGE"]))
+        [run] = Run.all(Path(environment["RAYGEN_STORAGE"]), on_damaged=pytest.fail)
         return run
 
     return find

@@ -33,6 +33,7 @@ Start = Callable[..., subprocess.Popen[str]]
 OnlyRun = Callable[[], Run]
 
 PATIENCE_S = 120
+CPUS = 2
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -212,18 +213,24 @@ def test_a_search_over_trainings_of_two_processes(raygen: Raygen, only_run: Only
     assert not list(run.folder.rglob("ray")), "what Ray wrote for itself is removed"
 
 
-def test_a_cluster_that_asks_for_a_token_is_joined_at_its_address(
-    raygen: Raygen, head_with_token: str, only_run: OnlyRun
+def test_a_cluster_that_asks_for_a_token_is_joined_with_it_and_named_without(
+    raygen: Raygen, environment: dict[str, str], head_with_token: str, only_run: OnlyRun
 ) -> None:
     port = int(head_with_token.rpartition(":")[2])
     wait_until(lambda: listens(port), "the head")
+    refused = raygen("train", "vae", "--address", head_with_token)
+    assert refused.returncode == 2
+    [line] = refused.stderr.splitlines()
+    assert "set RAY_AUTH_MODE=token" in line
+
+    environment["RAY_AUTH_MODE"] = "token"
+    refused = raygen("tune", "vae", "--address", head_with_token, "--gpus", "4")
+    assert refused.returncode == 2
+    [line] = refused.stderr.splitlines()
+    assert f"the cluster at {head_with_token} has 0 GPUs and {CPUS} CPU cores" in line
     done = raygen("train", "vae", "--address", head_with_token, "--epochs", "2")
     assert done.returncode == 0, done.stderr
     assert only_run().status().state == "finished"
-    refused = raygen("tune", "vae", "--address", head_with_token, "--gpus", "4")
-    assert refused.returncode == 2
-    assert "--gpus 4 is more than there is" in refused.stderr
-    assert len(refused.stderr.splitlines()) == 1
 
 
 def listens(port: int) -> bool:
