@@ -59,7 +59,7 @@ class Epoch:
 
 
 class Step(NamedTuple):
-    """One phase's loss and metrics in one step: this rank's share of their means, still on the device."""
+    """One phase's loss and metrics in one step: means over this rank's images, still on the device."""
 
     phase: str
     step: int
@@ -82,6 +82,9 @@ class Training:
         self.model = model
         self.steps = steps
         self.group = group
+        # Ranks may hold different numbers of images: each counts by its share, and the sum is the global mean.
+        rows = group.rows(spec.training.batch_size)
+        self.share = (rows.stop - rows.start) / spec.training.batch_size
         self.phases = model.phases()
         self.optimizers = {
             phase.name: torch.optim.Adam(
@@ -126,10 +129,8 @@ class Training:
             parameter.requires_grad_(False)
         with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.spec.training.precision == "bf16"):
             loss, metrics = phase.loss(batch)
-        # Ranks may hold different numbers of images: each counts by its share, and the sum is the global mean.
-        share = len(batch.images) / self.spec.training.batch_size
         optimizer.zero_grad(set_to_none=True)
-        (loss * share if self.group.world_size > 1 else loss).backward()
+        (loss * self.share if self.group.world_size > 1 else loss).backward()
         for parameter in self._others[phase.name]:
             parameter.requires_grad_(True)
         self.group.sum([parameter.grad for parameter in phase.params if parameter.grad is not None])
@@ -138,8 +139,7 @@ class Training:
         scale = learning_rate_scale(self.spec.optimizer, step=step, steps=self.steps)
         optimizer.param_groups[0]["lr"] = self.spec.optimizer.lr * phase.lr_scale * scale
         optimizer.step()
-        values = {f"{phase.name}_loss": loss, **metrics}
-        return {name: value.detach() * share for name, value in values.items()}
+        return {name: value.detach() for name, value in {f"{phase.name}_loss": loss, **metrics}.items()}
 
     @torch.no_grad()
     def _update_average(self, average: Model, step: int) -> None:
@@ -253,7 +253,7 @@ def _synced_steps(
         pending += training.step(batch, progress.step)
         progress.step += 1
         if progress.step % STEPS_BETWEEN_SYNCS == 0 or progress.step % batches.per_epoch == 0:
-            stop = _sync(pending, progress, training.group, stop=should_stop())
+            stop = _sync(pending, progress, training, stop=should_stop())
             pending = []
             elapsed_s = time.perf_counter() - resumed_at
             epoch_s += elapsed_s
@@ -270,11 +270,11 @@ def _synced_steps(
             resumed_at = time.perf_counter()
 
 
-def _sync(pending: Sequence[Step], progress: Progress, group: Group, *, stop: bool) -> bool:
-    """Read the steps' values from all ranks in one transfer; returns whether any rank asks to stop."""
+def _sync(pending: Sequence[Step], progress: Progress, training: Training, *, stop: bool) -> bool:
+    """Read the steps' global means in one transfer; returns whether any rank asks to stop."""
     values = [value for step in pending for value in step.values.values()]
-    flat = torch.stack([*values, torch.tensor(float(stop), device=group.device)])
-    group.sum([flat])
+    flat = torch.stack([*values, torch.tensor(float(stop), device=training.group.device)]) * training.share
+    training.group.sum([flat])
     *numbers, stops = flat.tolist()
     read = iter(numbers)
     for step in pending:
