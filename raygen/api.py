@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from raygen.errors import RunError, SpecError
 from raygen.plan import Plan, plan_search, plan_training
-from raygen.runs import ENDED, Run, default_storage
+from raygen.runs import Run, default_storage
 
 if TYPE_CHECKING:
     from raygen.cluster.launch import Driver
@@ -132,9 +132,7 @@ def check_resumable(run: Run) -> None:
     """Raise RunError where a run is running now, or has no unfinished trial left."""
     if run.status().state == "running":
         raise RunError(f"{run.name} is running already; `raygen show {run.name}` shows how far it is")
-    wanted = run.spec_json["search"]["trials"] if run.kind == "tune" else 1
-    trials = run.trials()
-    if len(trials) >= wanted and all(trial.status().state in ENDED for trial in trials):
+    if run.is_complete():
         raise RunError(f"{run.name} has no unfinished trial left; `raygen show {run.name}` shows its result")
 
 

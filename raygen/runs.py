@@ -307,6 +307,12 @@ class Run:
         """Its trials, in the order in which they were made."""
         return [Trial(path.parent) for path in sorted(self.folder.glob("trials/*/trial.json"))]
 
+    def is_complete(self) -> bool:
+        """Whether every trial that was asked for has ended."""
+        wanted = self.spec_json["search"]["trials"] if self.kind == "tune" else 1
+        trials = self.trials()
+        return len(trials) >= wanted and all(trial.status().state in ENDED for trial in trials)
+
     def records(self) -> list[TrialRecord]:
         """What is known of every trial, the best first, those without a value last."""
         records = [trial.record(self.objective) for trial in self.trials()]

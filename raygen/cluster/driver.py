@@ -56,7 +56,7 @@ def _run(run: Run, address: str | None) -> int:
 
 def _conclude(run: Run) -> None:
     records = run.records()
-    if run.should_stop():
+    if run.should_stop() and not run.is_complete():
         run.set_status("interrupted", "stopped on request; what was trained is kept", exit_code=130)
     elif all(record.state == "failed" for record in records):
         raise JobFailedError(f"every trial failed: {records[0].reason}")

@@ -131,7 +131,7 @@ def workers_of_ray_train() -> list[int]:
 
 
 def test_ctrl_c_keeps_what_was_trained_and_resume_finishes_it(raygen: Raygen, start: Start, only_run: OnlyRun) -> None:
-    process = start("tune", "ae", "--trials", "4", "--epochs", "60", "--scheduler", "fifo")
+    process = start("tune", "ae", "--trials", "6", "--epochs", "150", "--scheduler", "fifo")
     wait_until(lambda: bool(process_runs(only_run)), "the run folder")
     run = only_run()
     wait_until(lambda: any(record.state == "finished" for record in run.records()), "a finished trial")
@@ -147,7 +147,7 @@ def test_ctrl_c_keeps_what_was_trained_and_resume_finishes_it(raygen: Raygen, st
 
     resumed = raygen("tune", "--resume", run.name)
     assert resumed.returncode == 0, resumed.stderr
-    assert [record.state for record in run.records()] == ["finished"] * 4
+    assert [record.state for record in run.records()] == ["finished"] * 6
     for number, stamp in stamps.items():
         assert (run.trial(number).folder / "epochs.jsonl").stat().st_mtime_ns == stamp, "finished, and run again"
     assert run.best().is_dir()
