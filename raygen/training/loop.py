@@ -12,6 +12,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -127,7 +128,7 @@ class Training:
         optimizer = self.optimizers[phase.name]
         for parameter in self._others[phase.name]:
             parameter.requires_grad_(False)
-        with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.spec.training.precision == "bf16"):
+        with self._precision():
             loss, metrics = phase.loss(batch)
         optimizer.zero_grad(set_to_none=True)
         (loss * self.share if self.group.world_size > 1 else loss).backward()
@@ -140,6 +141,11 @@ class Training:
         optimizer.param_groups[0]["lr"] = self.spec.optimizer.lr * phase.lr_scale * scale
         optimizer.step()
         return {name: value.detach() for name, value in {f"{phase.name}_loss": loss, **metrics}.items()}
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self.spec.training.precision == "bf16":
+            return torch.autocast(self.group.device.type, torch.bfloat16)
+        return nullcontext()
 
     @torch.no_grad()
     def _update_average(self, average: Model, step: int) -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks: each module prints one table of ratios, measured in one run on this machine."""
