@@ -217,7 +217,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 def _table(rows: dict[str, dict[str, Any]], training_s: list[float], options: argparse.Namespace) -> Table:
     table = Table(
         title=f"Overhead of a trial: VAE, digits, {options.epochs} epochs, {options.concurrent} trials at a time",
-        caption="overhead = (Tuner.fit() × trials at a time − training alone) / trials; whole: the process with all",
+        caption="overhead = (Tuner.fit() × trials at a time − training alone) / trials; whole: the entire process",
     )
     table.add_column("search")
     for column in ("trials", "Tuner.fit() s", "training alone s", "overhead s/trial", "whole s", "bar"):
