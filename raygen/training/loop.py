@@ -128,9 +128,10 @@ class Training:
         optimizer = self.optimizers[phase.name]
         for parameter in self._others[phase.name]:
             parameter.requires_grad_(False)
+        # Before the forward pass, which then finds the old gradients' memory free and warm.
+        optimizer.zero_grad(set_to_none=True)
         with self._precision():
             loss, metrics = phase.loss(batch)
-        optimizer.zero_grad(set_to_none=True)
         (loss * self.share if self.group.world_size > 1 else loss).backward()
         for parameter in self._others[phase.name]:
             parameter.requires_grad_(True)
@@ -190,7 +191,8 @@ class Batches:
             len(self._images), generator=torch.Generator().manual_seed(derived_seed(self._seed, "order", epoch))
         ).to(self._images.device)
         for index in range(done, self.per_epoch):
-            rows = order[index * self.batch_size : (index + 1) * self.batch_size][self._rows]
+            first = index * self.batch_size
+            rows = order[first + self._rows.start : first + self._rows.stop]
             yield Batch(
                 images=self._images.index_select(0, rows).to(torch.float32).div_(255),
                 noise=self._noise(epoch * self.per_epoch + index),
