@@ -9,6 +9,9 @@ from raygen.cluster import session
 from raygen.errors import JobFailedError, RaygenError, RunInterruptedError
 from raygen.runs import Run
 
+STDERR = 2
+"""The file descriptor of standard error."""
+
 
 class Driver:
     """The running driver of a run; closing its standard input lets it stop."""
@@ -20,8 +23,9 @@ class Driver:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
-                stdout=None if verbose else log,
-                stderr=None if verbose else log,
+                # Never to standard output, which is the result's alone.
+                stdout=STDERR if verbose else log,
+                stderr=STDERR if verbose else log,
                 # A Ctrl-C in the terminal must reach the driver once, through its starter, and no trial at all.
                 start_new_session=True,
                 env={**session.environment(), "PYTHONUNBUFFERED": "1"},
