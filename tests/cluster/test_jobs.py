@@ -198,8 +198,9 @@ def test_a_search_goes_on_past_trials_that_fail(raygen: Raygen, only_run: OnlyRu
 
 
 def test_a_training_that_fails_ends_with_one_line_and_code_1(raygen: Raygen) -> None:
-    done = raygen("train", "vae", "--lr", "1e30", "--epochs", "1")
+    done = raygen("train", "vae", "--lr", "1e30", "--epochs", "1", "--verbose", "-o", "json")
     assert done.returncode == 1
+    assert json.loads(done.stdout)["state"] == "failed", "what Ray prints must not mix with the result"
     assert "the vae loss is not finite at step" in done.stderr
     assert "Traceback" not in done.stderr
 
