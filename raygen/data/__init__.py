@@ -125,7 +125,8 @@ def _source(options: DataOptions) -> tuple[str, str, Callable[[], Images]]:
     if os.path.isfile(path):
         return path.stem, array.fingerprint(path), partial(array.read, path, options.image_size)
 
-    nearest = difflib.get_close_matches(options.source.lower(), known, n=1)
+    # The spec made the source absolute, so only its last part can be a name mistyped.
+    nearest = difflib.get_close_matches(path.name.lower(), known, n=1)
     hint = f"did you mean {nearest[0]}? " if nearest else ""
     raise DataError(
         f"{options.source} is neither a data set nor an existing folder or file; {hint}"
