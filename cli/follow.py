@@ -1,34 +1,57 @@
-"""Follows a running job on the screen, and shows its result."""
+"""Follows a job on the screen, and shows its result."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cli import console, render
+from cli.logtail import LogTail
 from cli.options import Output
-from raygen.cluster.launch import Driver
-from raygen.runs import ENDED, Run, TrialRecord
+from raygen import api
+from raygen.errors import RunInterruptedError
+from raygen.queue.job import ENDED, WAITING, Job
+from raygen.runs import ENDED as ENDED_TRIALS
+from raygen.runs import Run, TrialRecord
 
 POLL_EVERY_S = 0.25
+TEND_EVERY_S = 2.0
+"""Seconds between looks whether the job's dispatcher still works."""
+
 LIVE_ROWS = 12
 """Trials in the live table; the summary shows all."""
 
 
-def follow(driver: Driver, *, output: Output, quiet: bool, verbose: bool) -> None:
-    """Watch until the job ends, show its result, and raise what it ended with, unless it finished."""
+def follow(site: api.Site, job: Job, *, output: Output, quiet: bool, verbose: bool) -> None:
+    """Watch until the job ends, show its result, and raise what it ended with, unless it succeeded.
+
+    Ctrl-C leaves the job running, and raises RunInterruptedError that says how to come back.
+    """
+    watched = _Watched(site, job)
     talk = console.talk()
-    if quiet or verbose:
-        _wait(driver, talk)
-    elif talk.is_terminal:
-        _watch(driver, talk)
-    else:
-        _report_ends(driver, talk)
-    show_run(driver.run, output=output, quiet=quiet)
-    driver.check()
+    try:
+        if verbose:
+            _print_log(watched)
+        elif quiet:
+            while watched.next():
+                pass
+        elif talk.is_terminal:
+            _watch(watched, talk)
+        else:
+            _report_changes(watched, talk)
+    except KeyboardInterrupt:
+        raise RunInterruptedError(
+            f"{job.name} goes on; `raygen watch {job.name}` comes back to it, `raygen cancel {job.name}` ends it"
+        ) from None
+    try:
+        show_run(watched.run, output=output, quiet=quiet)
+        api.check(watched.job)
+    finally:
+        site.service.wait_until_ended(site.store)
 
 
 def show_run(run: Run, *, output: Output, quiet: bool = False) -> None:
@@ -43,12 +66,45 @@ def show_run(run: Run, *, output: Output, quiet: bool = False) -> None:
             console.talk().print(render.outcome(run, records, run.status()), soft_wrap=True)
 
 
-def _wait(driver: Driver, talk: Console) -> None:
-    while driver.is_alive():
-        _sleep(driver, talk)
+class _Watched:
+    """A job and its run folder, looked at again and again."""
+
+    def __init__(self, site: api.Site, job: Job) -> None:
+        self.job = job
+        self.run = Run(Path(job.folder))
+        self._site = site
+        self._tended_at = time.monotonic()
+
+    def next(self) -> bool:
+        """Wait for the next look and take it; False where the job had ended before."""
+        if self.job.state in ENDED:
+            return False
+        time.sleep(POLL_EVERY_S)
+        if time.monotonic() - self._tended_at > TEND_EVERY_S:
+            self._site.tend(self.job)
+            self._tended_at = time.monotonic()
+        self.job = self._site.store.get(self.job.id)
+        return True
+
+    def line(self) -> str:
+        """The job's state in words."""
+        if self.job.state in WAITING:
+            reason = self._site.store.reasons([self.job])[self.job.id]
+            return f"{self.job.state}: {reason}"
+        return str(self.job.state)
 
 
-def _watch(driver: Driver, talk: Console) -> None:
+def _print_log(watched: _Watched) -> None:
+    tail = LogTail(watched.run.log, skip=True)
+    while True:
+        goes_on = watched.next()
+        for line in tail.lines(ended=not goes_on):
+            console.talk().print(line, soft_wrap=True, markup=False, highlight=False)
+        if not goes_on:
+            return
+
+
+def _watch(watched: _Watched, talk: Console) -> None:
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -58,51 +114,41 @@ def _watch(driver: Driver, talk: Console) -> None:
         TimeRemainingColumn(),
         console=talk,
     )
-    whole = progress.add_task("starting Ray", total=1.0, rate="")
+    whole = progress.add_task(watched.line(), total=1.0, rate="")
     with Live(console=talk, refresh_per_second=4, transient=True) as live:
-        while driver.is_alive():
-            records = driver.run.records()
-            _update(progress, whole, driver.run, records)
-            live.update(Group(progress, render.trial_table(driver.run, records[:LIVE_ROWS]) if records else ""))
-            _sleep(driver, talk)
+        while watched.next():
+            records = watched.run.records()
+            _update(progress, whole, watched, records)
+            live.update(Group(progress, render.trial_table(watched.run, records[:LIVE_ROWS]) if records else ""))
 
 
-def _update(progress: Progress, whole: object, run: Run, records: list[TrialRecord]) -> None:
-    total = run.spec_json["search"]["trials"] if run.kind == "tune" else 1
-    done = sum(1.0 if record.state in ENDED else record.fraction for record in records)
-    ended = sum(record.state in ENDED for record in records)
+def _update(progress: Progress, whole: TaskID, watched: _Watched, records: list[TrialRecord]) -> None:
+    spec = watched.run.spec_json
+    total = spec["search"]["trials"] if watched.run.kind == "tune" else 1
+    done = sum(1.0 if record.state in ENDED_TRIALS else record.fraction for record in records)
+    ended = sum(record.state in ENDED_TRIALS for record in records)
     rate = sum(record.images_per_s or 0.0 for record in records if record.state == "running")
+    at_work = bool(records) and watched.job.state not in WAITING
     progress.update(
-        whole,  # type: ignore[arg-type]
+        whole,
         completed=done / total,
-        description=f"{ended} of {total} trials" if records else "starting Ray",
-        rate=f"{rate:,.0f} images/s" if rate else "",
+        description=f"{ended} of {total} trials" if at_work else watched.line(),
+        rate=f"{rate:,.0f} images/s" if rate and at_work else "",
     )
 
 
-def _report_ends(driver: Driver, talk: Console) -> None:
-    reported: set[int] = set()
+def _report_changes(watched: _Watched, talk: Console) -> None:
+    """A line for each change of the job and each trial's end, for logs and pipes."""
+    reported: set[int] = {record.number for record in watched.run.records() if record.state in ENDED_TRIALS}
+    said = ""
     while True:
-        alive = driver.is_alive()
-        for record in sorted(driver.run.records(), key=lambda record: record.number):
-            if record.state in ENDED and record.number not in reported:
+        if (line := watched.line()) != said:
+            talk.print(f"{watched.job.name} {line}", soft_wrap=True)
+            said = line
+        goes_on = watched.next()
+        for record in sorted(watched.run.records(), key=lambda record: record.number):
+            if record.state in ENDED_TRIALS and record.number not in reported:
                 reported.add(record.number)
-                value = "" if record.objective is None else f", {driver.run.objective} {record.objective:.5g}"
-                reason = f" ({record.reason})" if record.state == "failed" else ""
-                took = render.duration(record.train_s)
-                talk.print(f"trial {record.number} {record.state}{reason} after {took}{value}", soft_wrap=True)
-        if not alive:
+                talk.print(render.trial_end(watched.run, record), soft_wrap=True)
+        if not goes_on:
             return
-        _sleep(driver, talk)
-
-
-def _sleep(driver: Driver, talk: Console) -> None:
-    """Wait for the next look; the first Ctrl-C asks the job to stop, the second ends it."""
-    try:
-        time.sleep(POLL_EVERY_S)
-    except KeyboardInterrupt:
-        if driver.run.should_stop():
-            driver.kill()
-        else:
-            driver.ask_to_stop()
-            talk.print("stopping: trials write their checkpoints; Ctrl-C again ends them at once")

@@ -1,4 +1,4 @@
-"""What `train` and `tune` share: prepare a job, say what will happen, start it and follow it."""
+"""What `train` and `tune` share: prepare a job, say what will happen, queue it and follow it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cli import console, follow, render
 from cli.options import Output
 from raygen import api
 from raygen.errors import SpecError
-from raygen.runs import Run, default_storage
+from raygen.queue.job import Job
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class View:
     output: Output
     quiet: bool
     verbose: bool
+    detach: bool
 
     def say(self, message: str) -> None:
         """Tell the person something that is not data."""
@@ -39,19 +40,31 @@ class View:
                 yield
 
 
-def run(prepare: Callable[[], api.Job], *, storage: Path | None, dry_run: bool, view: View) -> None:
-    """Prepare a job, print its plan, and run it to its end; or with `dry_run` only print plan and spec."""
+@dataclass(frozen=True)
+class Submission:
+    """Where a job goes, and what the queue is told of it."""
+
+    site: api.Site
+    name: str | None
+    priority: int
+    retries: int
+
+
+def run(prepare: Callable[[], api.Prepared], submission: Submission, *, dry_run: bool, view: View) -> None:
+    """Prepare a job, print its plan, queue it and follow it to its end; or with `dry_run` only print plan and spec."""
+    site = submission.site
     with view.waiting("reading the spec"):
-        job = prepare()
+        prepared = prepare()
     if dry_run:
-        view.say(_plan(job, (storage or default_storage()) / "…"))
-        console.show_json({"plan": job.plan.as_json(), "spec": job.spec.model_dump(mode="json")})
+        view.say(_plan(prepared, site.storage / (submission.name or "…")))
+        console.show_json({"plan": prepared.plan.as_json(), "spec": prepared.spec.model_dump(mode="json")})
         return
     with view.waiting("reading the images"):
-        api.check_data(job)
-    new = api.create_run(job, storage=storage)
-    view.say(_plan(job, new.folder))
-    _start_and_follow(new, job.address, view)
+        api.check_data(prepared)
+    with view.waiting("queueing the job"):
+        job = site.submit(prepared, name=submission.name, priority=submission.priority, retries=submission.retries)
+    view.say(_plan(prepared, Path(job.folder)))
+    _follow(site, job, view)
 
 
 def resume(
@@ -60,22 +73,19 @@ def resume(
     model: str | None,
     settings: dict[str, Any],
     *,
-    storage: Path | None,
-    address: str | None,
+    site: api.Site,
     view: View,
 ) -> None:
-    """Go on with a run's unfinished trials; raises SpecError where more than the run was given."""
+    """Queue a failed or cancelled job again and follow it; raises SpecError where more than the job was given."""
     given = [*([model] if model else []), *settings]
     if given:
         raise SpecError(f"--resume goes on with the run as it was planned; leave out {', '.join(given)}")
-    earlier = Run.open(name, storage or default_storage())
-    if earlier.kind != kind:
-        raise SpecError(
-            f"{earlier.name} was made by `raygen {earlier.kind}`; type raygen {earlier.kind} --resume {name}"
-        )
-    api.check_resumable(earlier)
-    view.say(f"going on with {earlier.name}\nresults in {earlier.folder}")
-    _start_and_follow(earlier, address, view)
+    job = site.store.find(name)
+    if job.kind != kind:
+        raise SpecError(f"{job.name} was made by `raygen {job.kind}`; type raygen {job.kind} --resume {name}")
+    job = site.retry(job)
+    view.say(f"going on with {job.name}\nresults in {job.folder}")
+    _follow(site, job, view)
 
 
 def named(model: str | None) -> str:
@@ -85,10 +95,16 @@ def named(model: str | None) -> str:
     return model
 
 
-def _start_and_follow(new: Run, address: str | None, view: View) -> None:
-    driver = api.start(new, address=address, verbose=view.verbose)
-    follow.follow(driver, output=view.output, quiet=view.quiet, verbose=view.verbose)
+def _follow(site: api.Site, job: Job, view: View) -> None:
+    if not view.detach:
+        follow.follow(site, job, output=view.output, quiet=view.quiet, verbose=view.verbose)
+    elif view.output == "json":
+        console.show_json(render.job_json(job, ""))
+    else:
+        console.show(job.name)
+        view.say(f"queued; `raygen watch {job.name}` follows it, `raygen cancel {job.name}` ends it")
 
 
-def _plan(job: api.Job, place: Path) -> str:
-    return render.plan_lines(job.kind, job.spec.model_dump(mode="json"), job.plan, job.direction, place)
+def _plan(prepared: api.Prepared, place: Path) -> str:
+    spec = prepared.spec.model_dump(mode="json")
+    return render.plan_lines(prepared.kind, spec, prepared.plan, prepared.direction, place)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import catalog, console, results, train, tune
+from cli import catalog, cluster, console, queue, results, train, tune
 from raygen.errors import InputError, RaygenError, RunInterruptedError
 
 
@@ -65,7 +65,18 @@ app.callback()(_options)
 app.command("tune")(tune.tune)
 app.command("train")(train.train)
 app.command("show")(results.show)
-app.command("ls")(results.list_runs)
+app.command("ls")(queue.list_jobs)
+app.command("watch")(queue.watch)
+app.command("logs")(queue.logs)
+app.command("wait")(queue.wait)
+app.command("cancel")(queue.cancel)
+app.command("retry")(queue.retry)
+app.command("priority")(queue.priority)
+app.command("rm")(queue.remove)
+app.command("up")(cluster.up)
+app.command("down")(cluster.down)
+app.command("status")(cluster.status)
+app.command("dispatch")(cluster.dispatch)
 app.command("sample")(results.sample)
 app.command("models")(catalog.models)
 app.command("datasets")(catalog.datasets)

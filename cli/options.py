@@ -26,6 +26,8 @@ _DATA, _TRAINING, _DEVICES, _RUNNING = "Data", "Training", "Devices", "Running a
 
 Model = Annotated[str | None, typer.Argument(help="Model family; `raygen models` lists them.", show_default=False)]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, the beginning of it, or its folder.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's name, or the beginning of it.")]
+JobNames = Annotated[list[str], typer.Argument(metavar="JOB...", help="Jobs' names, or the beginnings of them.")]
 
 Data = Annotated[
     str | None,
@@ -79,11 +81,21 @@ Storage = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(
-        metavar="HOST:PORT", help="A running Ray cluster; else RAY_ADDRESS, else one here.", rich_help_panel=_RUNNING
+        metavar="http://HOST:8265",
+        help="A running Ray cluster; else RAYGEN_ADDRESS, else one here.",
+        rich_help_panel=_RUNNING,
     ),
 ]
+Detach = Annotated[
+    bool, typer.Option("--detach", "-d", help="Queue the job and return at once.", rich_help_panel=_RUNNING)
+]
+Name = Annotated[str | None, typer.Option(help="What to call the job and its run.", rich_help_panel=_RUNNING)]
+Priority = Annotated[int, typer.Option(help="The higher goes first.", rich_help_panel=_RUNNING)]
+Retries = Annotated[
+    int, typer.Option(min=0, help="Lost attempts that may be followed by another.", rich_help_panel=_RUNNING)
+]
 Resume = Annotated[
-    str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.", rich_help_panel=_RUNNING)
+    str | None, typer.Option(metavar="RUN", help="Go on with a failed or cancelled run.", rich_help_panel=_RUNNING)
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print plan and spec as JSON; start nothing.", rich_help_panel=_RUNNING)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raygen.plan import Plan
+from raygen.queue.job import Attempt, Event, Job
 from raygen.runs import Run, Status, TrialRecord
 
 ALWAYS_SHOWN = ("optimizer.lr", "training.batch_size", "model.latent_dim")
@@ -21,6 +22,11 @@ STATE_STYLES = {
     "interrupted": "yellow",
     "stopped": "dim",
     "waiting": "dim",
+    "queued": "dim",
+    "starting": "cyan",
+    "recovering": "yellow",
+    "succeeded": "green",
+    "cancelled": "yellow",
 }
 
 
@@ -49,23 +55,107 @@ def trial_table(run: Run, records: Sequence[TrialRecord]) -> Table:
     return table
 
 
-def run_table(summaries: Iterable[dict[str, Any]]) -> Table:
-    """A row for each run's summary, in the order given."""
+def job_table(jobs: Sequence[Job], reasons: Mapping[int, str], best: Mapping[int, str]) -> Table:
+    """A row for each job: its state, why it waits or how it ended, and the best value so far."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("run", "kind", "trials", "objective", "best", "state", "made"):
-        table.add_column(heading, justify="right" if heading in ("trials", "best") else "left", overflow="fold")
-    for summary in summaries:
-        trials = summary["trials"]
+    table.add_column("job", overflow="fold", min_width=12)
+    table.add_column("state", overflow="fold", min_width=10)
+    table.add_column("priority", justify="right")
+    table.add_column("devices", justify="right")
+    table.add_column("best", justify="right")
+    table.add_column("queued")
+    for job in jobs:
         table.add_row(
-            summary["run"],
-            summary["kind"],
-            str(len(trials)),
-            summary["objective"],
-            _objective(trials[0]["objective"] if trials else None),
-            state(summary["state"]),
-            f"{datetime.fromisoformat(summary['created_at']).astimezone():%Y-%m-%d %H:%M}",
+            job.name,
+            state(job.state, reasons.get(job.id, job.reason if job.state == "failed" else "")),
+            str(job.priority),
+            f"{job.gpus:g} GPU" if job.gpus else f"{job.cpus} CPU",
+            best[job.id],
+            f"{_local_time(job.submitted_at):%Y-%m-%d %H:%M}",
         )
     return table
+
+
+def job_json(job: Job, reason: str) -> dict[str, Any]:
+    """A job as plain JSON, with the reason for its state."""
+    return {
+        "job": job.name,
+        "state": str(job.state),
+        "reason": reason,
+        "priority": job.priority,
+        "kind": job.kind,
+        "model": job.model,
+        "data": job.data,
+        "user": job.user,
+        "cluster": job.cluster,
+        "gpus": job.gpus,
+        "cpus": job.cpus,
+        "attempt": job.attempt,
+        "retries": job.retries,
+        "submitted_at": _iso(job.submitted_at),
+        "ended_at": _iso(job.ended_at),
+        "folder": job.folder,
+    }
+
+
+def history_json(events: Iterable[Event], attempts: Iterable[Attempt]) -> dict[str, Any]:
+    """What happened to a job, as plain JSON."""
+    return {
+        "events": [
+            {"at": _iso(event.at), "from": event.from_state, "to": event.to_state, "reason": event.reason}
+            for event in events
+        ],
+        "attempts": [
+            {
+                "number": attempt.number,
+                "submission_id": attempt.submission_id,
+                "started_at": _iso(attempt.started_at),
+                "ended_at": _iso(attempt.ended_at),
+                "outcome": attempt.outcome,
+            }
+            for attempt in attempts
+        ],
+    }
+
+
+def history_table(events: Iterable[Event]) -> Table:
+    """A row for each thing that happened to a job, the oldest first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("time", "state", "reason"):
+        table.add_column(heading, overflow="fold")
+    for event in events:
+        changed = event.to_state if event.from_state != event.to_state else ""
+        table.add_row(f"{_local_time(event.at):%Y-%m-%d %H:%M:%S}", state(changed) if changed else "", event.reason)
+    return table
+
+
+def status_table(status: Mapping[str, Any]) -> Table:
+    """What runs for the queue, a row for each thing."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = {"cluster": status["cluster"], "Ray": status["address"] or "not running"}
+    if status["unreachable_since"] is not None:
+        rows["problem"] = f"unreachable since {_local_time(status['unreachable_since']):%H:%M:%S}: {status['problem']}"
+    elif status["address"] and status["cpus"] is not None:
+        gpus = f"{status['gpus_in_use']:g} of {status['gpus']} GPUs"
+        rows["in use"] = f"{gpus}, {status['cpus_in_use']} of {status['cpus']} CPU cores"
+    alive = [f"process {each['pid']} on {each['host']}" for each in status["dispatchers"] if each["alive"]]
+    ends = ", until no job is left" if alive and status["ends_when_idle"] else ""
+    rows["dispatcher"] = ", ".join(alive) + ends or "none; `raygen up` starts one"
+    rows["jobs"] = ", ".join(f"{number} {name}" for name, number in status["jobs"].items()) or "none"
+    rows["queue"] = status["queue"]
+    rows["storage"] = status["storage"]
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def trial_end(run: Run, record: TrialRecord) -> str:
+    """How a trial ended, in one line."""
+    value = "" if record.objective is None else f", {run.objective} {record.objective:.5g}"
+    reason = f" ({record.reason})" if record.state == "failed" else ""
+    return f"trial {record.number} {record.state}{reason} after {duration(record.train_s)}{value}"
 
 
 def name_table(names: dict[str, str]) -> Table:
@@ -110,8 +200,8 @@ def outcome(run: Run, records: Sequence[TrialRecord], status: Status) -> Text:
         if run.can_sample():
             lines += [("next", f"raygen sample {run.name} --n 64 -o grid.png")]
         lines += [("next", f"raygen show {run.name}")]
-    if status.state == "interrupted":
-        lines += [("go on", f"raygen {run.kind} --resume {run.name}")]
+    if status.state in ("interrupted", "failed"):
+        lines += [("go on", f"raygen retry {run.name}")]
     width = max((len(label) for label, _ in lines), default=0)
     return Text("\n").join(Text.assemble((label.rjust(width), "bold"), "  ", line) for label, line in lines)
 
@@ -137,6 +227,14 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest_s} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _local_time(at: float) -> datetime:
+    return datetime.fromtimestamp(at).astimezone()
+
+
+def _iso(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
 
 
 def _epochs(record: TrialRecord) -> str:

@@ -1,4 +1,4 @@
-"""`raygen show`, `raygen ls` and `raygen sample`: what runs left."""
+"""`raygen show` and `raygen sample`: what runs left."""
 
 from __future__ import annotations
 
@@ -9,39 +9,47 @@ import typer
 
 from cli import console, follow, options, render
 from raygen import api
-from raygen.errors import RunError
-from raygen.runs import Run, default_storage
+from raygen.errors import JobError
+from raygen.queue.job import Job
+from raygen.runs import Run
 
 Count = Annotated[int, typer.Option("--n", "-n", min=1, max=10_000, help="Images to draw.")]
 Picture = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")]
 SampleSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the latents.")]
 
 
-def show(run: options.RunName, storage: options.Storage = None, output: options.OutputOption = "table") -> None:
-    """Show a run: its trials with the best first, and where the best checkpoints are."""
-    found = Run.open(run, storage or default_storage())
-    if output == "table":
-        status = found.status()
-        title = render.state(status.state, status.reason)
-        console.talk().print(f"{found.folder}: ", title, sep="", soft_wrap=True)
-    follow.show_run(found, output=output)
-
-
-def list_runs(storage: options.Storage = None, output: options.OutputOption = "table") -> None:
-    """List the runs, the newest first."""
-    place = storage or default_storage()
-    summaries = []
-    for run in Run.all(place, on_damaged=console.warn):
-        try:
-            summaries.append(run.summary())
-        except RunError as error:
-            console.warn(error)
-    if output == "json":
-        console.show_json(summaries)
-    elif summaries:
-        console.show(render.run_table(summaries))
+def show(job: options.RunName, storage: options.Storage = None, output: options.OutputOption = "table") -> None:
+    """Show a job: its trials with the best first, where the best checkpoints are, and what happened to it."""
+    site = api.Site(storage)
+    queued = _in_queue(site, job)
+    run = Run(Path(queued.folder)) if queued else Run.open(job, site.storage)
+    if queued is None:
+        status = run.status()
+        title, events, attempts = render.state(status.state, status.reason), [], []
     else:
-        console.talk().print(f"no runs in {place}; `raygen tune vae` makes one", soft_wrap=True)
+        reason = site.store.reasons([queued]).get(queued.id, queued.reason)
+        title = render.state(queued.state, reason)
+        events, attempts = list(site.store.events(queued)), list(site.store.attempts(queued))
+    if output == "json":
+        history = {**render.job_json(queued, reason), **render.history_json(events, attempts)} if queued else None
+        console.show_json({**run.summary(), "job": history})
+        return
+    console.talk().print(f"{run.folder}: ", title, sep="", soft_wrap=True)
+    follow.show_run(run, output=output)
+    if events:
+        console.show("")
+        console.show(render.history_table(events))
+
+
+def _in_queue(site: api.Site, name: str) -> Job | None:
+    """The job of that name or run folder, unless the queue does not know it."""
+    folder = Path(name)
+    if (folder / "run.json").is_file():
+        name = folder.resolve().name
+    try:
+        return site.store.find(name)
+    except JobError:
+        return None
 
 
 def sample(

@@ -6,6 +6,7 @@ import typer
 
 from cli import jobs, options
 from raygen import api
+from raygen.queue.job import Request
 
 
 def train(
@@ -28,6 +29,10 @@ def train(
     workers: options.Workers = None,
     storage: options.Storage = None,
     address: options.Address = None,
+    name: options.Name = None,
+    priority: options.Priority = Request.priority,
+    retries: options.Retries = Request.retries,
+    detach: options.Detach = False,
     resume: options.Resume = None,
     dry_run: options.DryRun = False,
     output: options.OutputOption = "table",
@@ -36,13 +41,14 @@ def train(
 ) -> None:
     """Train one model, on one device or several."""
     settings = options.settings(context.params)
-    view = jobs.View(output=output, quiet=quiet, verbose=verbose)
+    view = jobs.View(output=output, quiet=quiet, verbose=verbose, detach=detach)
+    site = api.Site(storage, address)
     if resume is not None:
-        jobs.resume(resume, "train", model, settings, storage=storage, address=address, view=view)
+        jobs.resume(resume, "train", model, settings, site=site, view=view)
         return
     jobs.run(
-        lambda: api.prepare_training(jobs.named(model), settings, address=address),
-        storage=storage,
+        lambda: api.prepare_training(jobs.named(model), settings, site.capacity()),
+        jobs.Submission(site=site, name=name, priority=priority, retries=retries),
         dry_run=dry_run,
         view=view,
     )

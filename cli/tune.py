@@ -8,6 +8,7 @@ import typer
 
 from cli import jobs, options
 from raygen import api
+from raygen.queue.job import Request
 from raygen.spec import Sampler, Scheduler, SearchOptions
 
 _SEARCH = "Search"
@@ -65,6 +66,10 @@ def tune(
     workers: options.Workers = None,
     storage: options.Storage = None,
     address: options.Address = None,
+    name: options.Name = None,
+    priority: options.Priority = Request.priority,
+    retries: options.Retries = Request.retries,
+    detach: options.Detach = False,
     resume: options.Resume = None,
     dry_run: options.DryRun = False,
     output: options.OutputOption = "table",
@@ -73,14 +78,15 @@ def tune(
 ) -> None:
     """Search for the best learning rate, batch size and latent dimension of a model."""
     settings = options.settings(context.params)
-    view = jobs.View(output=output, quiet=quiet, verbose=verbose)
+    view = jobs.View(output=output, quiet=quiet, verbose=verbose, detach=detach)
+    site = api.Site(storage, address)
     if resume is not None:
         chosen = {**settings, **({"--space": space} if space else {})}
-        jobs.resume(resume, "tune", model, chosen, storage=storage, address=address, view=view)
+        jobs.resume(resume, "tune", model, chosen, site=site, view=view)
         return
     jobs.run(
-        lambda: api.prepare_search(jobs.named(model), settings, space=space, address=address),
-        storage=storage,
+        lambda: api.prepare_search(jobs.named(model), settings, site.capacity(), space=space),
+        jobs.Submission(site=site, name=name, priority=priority, retries=retries),
         dry_run=dry_run,
         view=view,
     )

@@ -9,31 +9,44 @@ Nothing here imports torch or Ray before a job is made.
 
 from __future__ import annotations
 
+import getpass
+import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raygen.errors import RunError, SpecError
-from raygen.plan import Plan, plan_search, plan_training
+from raygen.errors import (
+    JobError,
+    JobFailedError,
+    RaygenError,
+    ResourceError,
+    RunError,
+    RunInterruptedError,
+    SpecError,
+)
+from raygen.plan import Capacity, Plan, plan_search, plan_training
+from raygen.queue.job import ACTIVE, ENDED, Job, Request, State
 from raygen.runs import Run, default_storage
 
 if TYPE_CHECKING:
-    from raygen.cluster.launch import Driver
     from raygen.data import Dataset
+    from raygen.queue.store import Store
     from raygen.results import TrainedModel
     from raygen.spec import Resources, TrainSpec
 
 Settings = Mapping[str, Any]
 
+POLL_EVERY_S = 0.25
+
 
 @dataclass(frozen=True)
-class Job:
-    """What will run, and on which devices; nothing has started yet."""
+class Prepared:
+    """What would run, and on which devices; nothing has been queued yet."""
 
     spec: TrainSpec
     plan: Plan
-    address: str | None
 
     @property
     def kind(self) -> str:
@@ -48,11 +61,162 @@ class Job:
         return metrics.find(self.spec.evaluation.objective).direction
 
 
+class Site:
+    """Where jobs go: a storage folder with its queue, and a cluster."""
+
+    def __init__(self, storage: Path | None = None, address: str | None = None, *, create: bool = False) -> None:
+        """Open the queue; one that was never made is made only with `create`, or when a job is queued.
+
+        Raises QueueError where it cannot be used, ResourceError where `address` is no dashboard's address.
+        """
+        from raygen.cluster.service import Service
+        from raygen.queue.store import Store
+
+        self.storage = (storage or default_storage()).expanduser().absolute()
+        self.service = Service(self.storage, address)
+        self.store: Store = Store.open(self.storage, create=create)
+
+    def capacity(self) -> Capacity:
+        """What the cluster has in all; raises ClusterUnreachableError where it must be asked and is silent."""
+        return self.service.capacity(self.store)
+
+    @property
+    def place(self) -> str:
+        """The cluster in words."""
+        from raygen.queue.store import place
+
+        return place(self.service.cluster)
+
+    def require_local(self, command: str) -> None:
+        """Raise ResourceError where jobs would go to another cluster than this machine's own."""
+        if self.service.address is not None:
+            raise ResourceError(
+                f"{command} is for this machine, but jobs go to {self.service.address}; unset its variable"
+            )
+
+    def status(self) -> dict[str, Any]:
+        """What runs for the queue, and how many jobs are in which state, as plain JSON."""
+        cluster = self.store.cluster(self.service.cluster)
+        active = [job for job in self.store.list(states=ACTIVE) if job.cluster == cluster.name]
+        capacity = cluster.capacity
+        return {
+            "cluster": self.place,
+            "address": self.service.address or self.service.head.address,
+            "gpus": capacity and capacity.gpus,
+            "cpus": capacity and capacity.cpus,
+            "gpus_in_use": sum(job.gpus for job in active),
+            "cpus_in_use": sum(job.cpus for job in active),
+            "unreachable_since": cluster.unreachable_since,
+            "problem": cluster.problem,
+            "dispatchers": [
+                {"host": each.host, "pid": each.pid, "alive": self.service.works(each)}
+                for each in self.store.dispatchers()
+                if each.cluster == cluster.name
+            ],
+            "ends_when_idle": self.service.ends_when_idle(),
+            "queue": self.store.address,
+            "storage": str(self.storage),
+            "jobs": {str(state): number for state, number in self.store.count().items()},
+        }
+
+    def submit(
+        self,
+        prepared: Prepared,
+        *,
+        name: str | None = None,
+        priority: int = Request.priority,
+        retries: int = Request.retries,
+    ) -> Job:
+        """Make the run folder, queue the job, and see to it that a dispatcher will start it.
+
+        Raises RunError where the folder cannot be made, JobError where the name is taken, and ServiceError where no
+        dispatcher starts (the job is queued then).
+        """
+        from raygen.queue.store import Store
+
+        run = Run.create(self.storage, prepared.kind, prepared.spec, prepared.plan, prepared.direction, name=name)
+        self.store = Store.open(self.storage)
+        job = self.store.submit(
+            Request(
+                name=run.name,
+                folder=str(run.folder),
+                kind=prepared.kind,
+                model=prepared.spec.model.name,
+                data=prepared.spec.data.source,
+                user=getpass.getuser(),
+                cluster=self.service.cluster,
+                priority=priority,
+                retries=retries,
+                gpus=prepared.plan.gpus,
+                cpus=prepared.plan.cpus,
+            )
+        )
+        self.service.ensure(self.store)
+        return job
+
+    def retry(self, job: Job) -> Job:
+        """Queue a failed or cancelled job again; trials that failed go on too. Raises JobError for any other."""
+        if job.state not in (State.FAILED, State.CANCELLED):
+            raise JobError(f"{job.name} is {job.state}; only a failed or cancelled job can be tried again")
+        Run(Path(job.folder)).reopen()
+        queued = self.store.retry(job)
+        self.tend(queued)
+        return queued
+
+    def tend(self, job: Job) -> None:
+        """See to it that a dispatcher works for the job's cluster, where this machine is the one to do so."""
+        from raygen.cluster.service import Service
+
+        if job.cluster == self.service.cluster:
+            self.service.ensure(self.store)
+        elif "://" in job.cluster:
+            Service(self.storage, job.cluster).ensure(self.store)
+
+    def cancel(self, job: Job) -> Job:
+        """End a job, soon; raises JobError where it has ended."""
+        cancelled = self.store.cancel(job)
+        if cancelled.state not in ENDED:
+            self.tend(job)
+        return cancelled
+
+    def remove(self, job: Job) -> None:
+        """Forget a job that has ended and delete its run folder; raises JobError where it has not ended."""
+        if self.store.get(job.id).state not in ENDED:
+            raise JobError(f"{job.name} is {job.state}; `raygen cancel {job.name}` ends it first")
+        # The folder first: where that fails, the job can still be removed again.
+        try:
+            shutil.rmtree(job.folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise RunError(f"cannot remove {job.folder}: {error.strerror}") from error
+        self.store.remove(job)
+
+    def wait(self, job: Job) -> Run:
+        """Wait for the job's end; raises what it ended with, unless it succeeded."""
+        while (job := self.store.get(job.id)).state not in ENDED:
+            self.tend(job)
+            time.sleep(POLL_EVERY_S)
+        check(job)
+        return Run(Path(job.folder))
+
+
+def check(job: Job) -> None:
+    """Raise what an ended job ended with, unless it succeeded."""
+    if job.state is State.CANCELLED:
+        raise RunInterruptedError(f"{job.name} was cancelled; `raygen retry {job.name}` goes on with it")
+    if job.state is State.FAILED:
+        failure: RaygenError = JobFailedError(f"{job.name} failed: {job.reason}")
+        failure.exit_code = Run(Path(job.folder)).status().exit_code or failure.exit_code
+        raise failure
+
+
 def train(
     model: str, settings: Settings | None = None, *, storage: Path | None = None, address: str | None = None
 ) -> Run:
-    """Train `model` with some fields of its spec set, and wait; raises what the job ended with, unless it finished."""
-    return _run_to_the_end(prepare_training(model, settings or {}, address=address), storage)
+    """Train `model` with some fields of its spec set, and wait; raises what the job ended with unless it succeeded."""
+    site = Site(storage, address)
+    return _to_the_end(site, prepare_training(model, settings or {}, site.capacity()))
 
 
 def tune(
@@ -64,7 +228,8 @@ def tune(
     address: str | None = None,
 ) -> Run:
     """Search over `space` (a name or a TOML file; the model's own unless given), and wait; raises like `train`."""
-    return _run_to_the_end(prepare_search(model, settings or {}, space=space, address=address), storage)
+    site = Site(storage, address)
+    return _to_the_end(site, prepare_search(model, settings or {}, site.capacity(), space=space))
 
 
 def load(run_or_path: str | Path, *, storage: Path | None = None) -> TrainedModel:
@@ -80,71 +245,46 @@ def load(run_or_path: str | Path, *, storage: Path | None = None) -> TrainedMode
     return results.load(Run.open(str(run_or_path), Path(storage or default_storage())).best())
 
 
-def prepare_training(model: str, settings: Settings, *, address: str | None = None) -> Job:
+def prepare_training(model: str, settings: Settings, capacity: Capacity) -> Prepared:
     """The job of training `model`; raises InputError where spec or devices cannot be."""
-    from raygen.cluster.session import capacity
     from raygen.spec import TrainSpec
 
     # Devices first: they are known long before torch, which the spec needs, is imported.
-    plan = plan_training(_resources(settings), capacity(address))
-    return Job(TrainSpec.create(model, _with_absolute_paths(settings)), plan, address)
+    plan = plan_training(_resources(settings), capacity)
+    return Prepared(TrainSpec.create(model, _with_absolute_paths(settings)), plan)
 
 
-def prepare_search(model: str, settings: Settings, *, space: str | None = None, address: str | None = None) -> Job:
+def prepare_search(model: str, settings: Settings, capacity: Capacity, *, space: str | None = None) -> Prepared:
     """The job of searching for the best `model`; raises InputError where spec, space or devices cannot be."""
-    from raygen.cluster.session import capacity
     from raygen.spec import TuneSpec
 
-    has = capacity(address)
-    plan_search(_resources(settings), has, trials=1)
+    plan_search(_resources(settings), capacity, trials=1)
     spec = TuneSpec.search_over(space or model, model, _with_absolute_paths(settings))
-    return Job(spec, plan_search(spec.resources, has, trials=spec.search.trials), address)
+    return Prepared(spec, plan_search(spec.resources, capacity, trials=spec.search.trials))
 
 
-def check_data(job: Job) -> None:
+def check_data(prepared: Prepared) -> None:
     """Decode the images if that has not been done, and raise InputError where they do not suit the job."""
     from raygen import data
 
-    dataset = data.load(job.spec.data)
-    _check_shape(job.spec, dataset)
-    smallest, largest = job.spec.batch_sizes()
+    spec, plan = prepared.spec, prepared.plan
+    dataset = data.load(spec.data)
+    _check_shape(spec, dataset)
+    smallest, largest = spec.batch_sizes()
     if largest > len(dataset.train):
         raise SpecError(
             f"training.batch_size: {largest} is more than the {len(dataset.train)} training images of {dataset.name}"
         )
-    if smallest < job.plan.workers:
-        raise SpecError(f"training.batch_size: {smallest} images cannot be shared by {job.plan.workers} processes")
+    if smallest < plan.workers:
+        raise SpecError(f"training.batch_size: {smallest} images cannot be shared by {plan.workers} processes")
 
 
-def create_run(job: Job, *, storage: Path | None = None) -> Run:
-    """Make the job's run folder; raises RunError where that cannot be done."""
-    return Run.create(Path(storage or default_storage()), job.kind, job.spec, job.plan, job.direction)
-
-
-def start(run: Run, *, address: str | None = None, verbose: bool = False) -> Driver:
-    """Start the process that runs what a run still lacks."""
-    from raygen.cluster.launch import Driver
-
-    return Driver(run, address, verbose=verbose)
-
-
-def check_resumable(run: Run) -> None:
-    """Raise RunError where a run is running now, or has no unfinished trial left."""
-    if run.status().state == "running":
-        raise RunError(f"{run.name} is running already; `raygen show {run.name}` shows how far it is")
-    if run.is_complete():
-        raise RunError(f"{run.name} has no unfinished trial left; `raygen show {run.name}` shows its result")
-
-
-def _run_to_the_end(job: Job, storage: Path | None) -> Run:
-    check_data(job)
-    driver = start(create_run(job, storage=storage), address=job.address)
+def _to_the_end(site: Site, prepared: Prepared) -> Run:
+    check_data(prepared)
     try:
-        driver.wait()
-    except KeyboardInterrupt:
-        driver.ask_to_stop()
-    driver.check()
-    return driver.run
+        return site.wait(site.submit(prepared))
+    finally:
+        site.service.wait_until_ended(site.store)
 
 
 def _resources(settings: Settings) -> Resources:

@@ -6,25 +6,39 @@ RaygenError                    1   anything below
 │   ├── SpaceError                 a search space file
 │   ├── DataError                  a data set, folder, array or image
 │   ├── ResourceError              more devices than the cluster will ever have
-│   └── RunError                   a run or checkpoint that is not there, or cannot do what was asked
+│   ├── RunError                   a run or checkpoint that is not there, or cannot do what was asked
+│   └── JobError                   a job that is not in the queue, or cannot do what was asked
 ├── TrainingError              1   a training that cannot go on
-│   └── NonFiniteLossError         a loss became NaN or infinite
+│   ├── NonFiniteLossError         a loss became NaN or infinite
+│   └── OutOfMemoryError           the device or the machine has too little memory for it
+├── ProcessLostError           1   processes of a training were lost, more often than they are replaced
 ├── CheckpointError            1   a checkpoint, or another file of a run, that cannot be written or read
+├── QueueError                 1   the queue's database cannot be used
+│   └── JobChangedError            somebody else changed the job meanwhile; look again
+├── ClusterUnreachableError    1   the cluster does not answer; nothing is known of its jobs
+├── ServiceError               1   the head or the dispatcher on this machine cannot be started
 ├── JobFailedError             1   a job that ended without a usable result
 └── RunInterruptedError      130   stopped by the person; what was trained is kept
 """
+
+from typing import Literal
+
+Cause = Literal["error", "bad input", "non-finite loss", "out of memory", "lost"]
+"""Why a trial or a run failed; only what was lost is worth trying again as it is."""
 
 
 class RaygenError(Exception):
     """Base of all errors that Raygen raises on purpose; the message is one line for the person."""
 
     exit_code = 1
+    cause: Cause = "error"
 
 
 class InputError(RaygenError):
     """What the person gave cannot be used; nothing was started."""
 
     exit_code = 2
+    cause = "bad input"
 
 
 class SpecError(InputError):
@@ -47,12 +61,18 @@ class RunError(InputError):
     """A run, trial or checkpoint is not there, or cannot do what was asked of it."""
 
 
+class JobError(InputError):
+    """A job is not in the queue, or cannot do what was asked of it."""
+
+
 class TrainingError(RaygenError):
     """A training that cannot go on, and would fail the same way if it were tried again."""
 
 
 class NonFiniteLossError(TrainingError):
     """A loss became NaN or infinite."""
+
+    cause = "non-finite loss"
 
     def __init__(self, *, phase: str, step: int) -> None:
         super().__init__(
@@ -61,8 +81,36 @@ class NonFiniteLossError(TrainingError):
         )
 
 
+class OutOfMemoryError(TrainingError):
+    """The device or the machine has too little memory for a training."""
+
+    cause = "out of memory"
+
+
+class ProcessLostError(RaygenError):
+    """Processes of a training were lost, more often than they are replaced."""
+
+    cause = "lost"
+
+
 class CheckpointError(RaygenError):
     """A checkpoint, or another file of a run, cannot be written or read."""
+
+
+class QueueError(RaygenError):
+    """The queue's database cannot be used."""
+
+
+class JobChangedError(QueueError):
+    """Somebody else changed the job meanwhile: what was about to be written no longer holds."""
+
+
+class ClusterUnreachableError(RaygenError):
+    """The cluster does not answer: nothing is known of its jobs, which go on or not without us."""
+
+
+class ServiceError(RaygenError):
+    """The head or the dispatcher on this machine cannot be started."""
 
 
 class JobFailedError(RaygenError):

@@ -3,7 +3,8 @@
 RUN/
     run.json               the job: kind, spec, plan, objective, when it was made
     state.json             running, finished, failed or interrupted, and why
-    driver.log             all that Ray and the trials printed
+    attempt.json           the attempt that may run it
+    driver.log             all that Ray and the trials printed, each line with its time
     driver.lock            held by the process that runs the job
     stop                   exists while somebody wants the run to stop
     summary.json           the result, written at the end
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,12 +36,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
-from raygen.errors import CheckpointError, RunError
+from raygen.errors import CheckpointError, JobFailedError, RunError
 from raygen.plan import Plan
 
 if TYPE_CHECKING:
+    from raygen.errors import Cause, TrainingError
     from raygen.spec import TrainSpec
     from raygen.training.loop import Epoch, Pace
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a run may be called: its name is a folder's, and part of a submission's on the cluster."""
+
+NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 State = Literal["waiting", "running", "finished", "stopped", "failed", "interrupted"]
 ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
@@ -52,6 +60,7 @@ class Status:
     state: State
     reason: str = ""
     exit_code: int = 0
+    cause: Cause = "error"
 
 
 @dataclass(frozen=True)
@@ -112,9 +121,9 @@ class Trial:
         """The state it is in, as last written."""
         return Status(**_read_json(self.folder / "state.json"))
 
-    def set_status(self, state: State, reason: str = "") -> None:
-        """Write the state it is in."""
-        _write_json(self.folder / "state.json", {"state": state, "reason": reason})
+    def set_status(self, state: State, reason: str = "", cause: Cause = "error") -> None:
+        """Write the state it is in; `cause` is a failure's (raygen.errors.Cause)."""
+        _write_json(self.folder / "state.json", {"state": state, "reason": reason, "cause": cause})
 
     def record_epoch(self, epoch: Epoch) -> None:
         """Write down a finished epoch, in the place of later ones that a resumed trial runs again."""
@@ -152,14 +161,22 @@ class Trial:
         """The folder that Ray Train may write into."""
         return self.folder / "ray"
 
-    def record_failure(self, reason: str) -> None:
+    def record_failure(self, error: TrainingError) -> None:
         """Let the actor that waits for this trial's processes know why they ended."""
-        _write_text(self.folder / "failure", reason)
+        _write_json(self.folder / "failure.json", {"reason": str(error), "cause": error.cause})
 
-    def failure(self) -> str | None:
+    def failure(self) -> JobFailedError | None:
         """Why its processes ended, if one of them wrote it down."""
-        path = self.folder / "failure"
-        return path.read_text(encoding="utf-8") if path.exists() else None
+        written = _read_json(self.folder / "failure.json", missing={})
+        if not written:
+            return None
+        failure = JobFailedError(written["reason"])
+        failure.cause = written["cause"]
+        return failure
+
+    def clear_failure(self) -> None:
+        """Forget why earlier processes ended."""
+        (self.folder / "failure.json").unlink(missing_ok=True)
 
     def record(self, objective: str) -> TrialRecord:
         """What is known of it, judged by `objective`."""
@@ -201,12 +218,20 @@ class Run:
             raise RunError(f"{folder / 'run.json'} is damaged: {error!r}") from error
 
     @classmethod
-    def create(cls, storage: Path, kind: str, spec: TrainSpec, plan: Plan, direction: str) -> Run:
-        """A new folder in `storage`, named after model, data and time; raises RunError where it cannot be made."""
+    def create(
+        cls, storage: Path, kind: str, spec: TrainSpec, plan: Plan, direction: str, *, name: str | None = None
+    ) -> Run:
+        """A new folder in `storage`, called `name` or after model, data and time.
+
+        Raises RunError where it cannot be made, or the name is no plain name.
+        """
         now = datetime.now(UTC)
-        source = Path(spec.data.source).stem.lower()
-        name = f"{spec.model.name}-{source}-{now.astimezone():%Y%m%d-%H%M%S}"
-        folder = _new_folder(storage, name)
+        source = NOT_IN_NAMES.sub("-", Path(spec.data.source).stem.lower())
+        if name is not None and not NAME.fullmatch(name):
+            raise RunError(f"--name {name!r}: use letters, digits, '.', '_' and '-', and begin with a letter or digit")
+        if name is not None and (storage / name).exists():
+            raise RunError(f"there is a run {name!r} in {storage} already; choose another --name")
+        folder = _new_folder(storage, name or f"{spec.model.name}-{source}-{now.astimezone():%Y%m%d-%H%M%S}")
         _write_json(
             folder / "run.json",
             {
@@ -267,16 +292,43 @@ class Run:
         """The lock that the process running this job holds; the system frees it however that process ends."""
         return FileLock(self.folder / "driver.lock")
 
+    def is_held(self) -> bool:
+        """Whether a process runs this job now."""
+        try:
+            with self.lock().acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
     def status(self) -> Status:
         """The state it is in; a run whose process has gone without a word is interrupted."""
         status = Status(**_read_json(self.folder / "state.json"))
-        if status.state == "running" and not self._is_locked():
+        if status.state == "running" and not self.is_held():
             return Status("interrupted", "its process ended without a word", exit_code=130)
         return status
 
-    def set_status(self, state: State, reason: str = "", exit_code: int = 0) -> None:
-        """Write the state it is in."""
-        _write_json(self.folder / "state.json", {"state": state, "reason": reason, "exit_code": exit_code})
+    def set_status(self, state: State, reason: str = "", exit_code: int = 0, cause: Cause = "error") -> None:
+        """Write the state it is in; `cause` is a failure's (raygen.errors.Cause)."""
+        status = {"state": state, "reason": reason, "exit_code": exit_code, "cause": cause}
+        _write_json(self.folder / "state.json", status)
+
+    def begin_attempt(self, number: int) -> None:
+        """Let this attempt run the job, and no earlier one; nothing that was asked of those holds any more."""
+        _write_json(self.folder / "attempt.json", {"number": number})
+        self.set_status("waiting")
+        self.clear_stop()
+
+    def is_attempt(self, number: int) -> bool:
+        """Whether this is the attempt that may run the job."""
+        current: int = _read_json(self.folder / "attempt.json")["number"]
+        return current == number
+
+    def reopen(self, *, only: Cause | None = None) -> None:
+        """Let trials that failed, for `only` one cause or any, go on from their checkpoints."""
+        for trial in self.trials():
+            status = trial.status()
+            if status.state == "failed" and only in (None, status.cause):
+                trial.set_status("interrupted", status.reason)
 
     def ask_to_stop(self) -> None:
         """Let every trial end at its next sync, keeping what was trained."""
@@ -318,6 +370,15 @@ class Run:
         records = [trial.record(self.objective) for trial in self.trials()]
         sign = -1 if self.direction == "max" else 1
         return sorted(records, key=lambda record: (record.objective is None, sign * (record.objective or 0.0)))
+
+    def best_value(self, *, ended: bool) -> float | None:
+        """The best value of the objective so far; of a run that has ended it is read from its summary."""
+        summary = _read_json(self.folder / "summary.json", missing={}) if ended else {}
+        if summary:
+            values = [trial["objective"] for trial in summary["trials"]]
+        else:
+            values = [record.objective for record in self.records()]
+        return values[0] if values else None
 
     def best(self, place: int = 1) -> Path:
         """The folder with the checkpoint in that place; raises RunError where the run has none (yet)."""
@@ -361,13 +422,6 @@ class Run:
     def write_summary(self) -> None:
         """Write the summary beside the trials."""
         _write_json(self.folder / "summary.json", self.summary())
-
-    def _is_locked(self) -> bool:
-        try:
-            with self.lock().acquire(timeout=0):
-                return False
-        except Timeout:
-            return True
 
 
 def _new_folder(storage: Path, name: str) -> Path:

@@ -1,52 +1,59 @@
-"""The process that runs one job on the cluster: `python -m raygen.cluster.driver RUN [ADDRESS]`.
+"""The process that runs an attempt at a job, on the cluster: `python -m raygen.cluster.driver RUN ATTEMPT`.
 
-Whoever started it holds its standard input open, and it stops when that closes: a job in the foreground ends with
-its terminal, however that one ends. SIGINT and SIGTERM stop it too. Trials then write their checkpoints first.
+The dispatcher submits it to Ray Jobs. It may run only while its attempt is the run's current one and no other
+process holds the run. SIGTERM lets every trial end at its next sync, with a checkpoint.
 """
 
 from __future__ import annotations
 
-import os
+import logging
 import signal
 import sys
-import threading
 from pathlib import Path
 from types import FrameType
 
+import ray
 from filelock import Timeout
 
 from raygen import results
-from raygen.cluster import session
+from raygen.cluster import log
 from raygen.cluster.tune import run_trials
-from raygen.errors import JobFailedError, RaygenError
+from raygen.errors import JobFailedError, ProcessLostError, RaygenError
 from raygen.runs import Run
 
-LOCK_TIMEOUT_S = 5.0
+LOCK_TIMEOUT_S = 60.0
+"""Seconds that a process of an earlier attempt, cut off from its cluster, may take to end."""
+
+NOT_MINE = 3
+"""The exit code of a driver that may not run: it leaves the run folder alone."""
 
 
-def main(folder: str, address: str | None = None) -> int:
+def main(folder: str, attempt: str) -> int:
     """Run the job in `folder` to its end, leaving its state there; returns the exit code."""
     run = Run(Path(folder))
     try:
         with run.lock().acquire(timeout=LOCK_TIMEOUT_S):
-            return _run(run, address)
+            if not run.is_attempt(int(attempt)):
+                print(f"attempt {attempt} at {run.name} is over", file=sys.stderr)
+                return NOT_MINE
+            with log.kept(run.log):
+                return _run(run)
     except Timeout:
         print(f"{run.name} is being run by another process", file=sys.stderr)
-        return 2
+        return NOT_MINE
 
 
-def _run(run: Run, address: str | None) -> int:
-    run.clear_stop()
+def _run(run: Run) -> int:
     run.set_status("running")
-    threading.Thread(target=_stop_with_parent, args=(run,), daemon=True).start()
     try:
-        session.connect(address, run.plan)
         _stop_on_signals(run)
+        run.reopen(only=ProcessLostError.cause)
+        ray.init(address="auto", logging_level=logging.ERROR)
         run_trials(run, run.spec())
         results.collect_best(run)
         _conclude(run)
     except RaygenError as error:
-        run.set_status("failed", str(error), exit_code=error.exit_code)
+        run.set_status("failed", str(error), exit_code=error.exit_code, cause=error.cause)
     finally:
         if run.status().state == "running":
             run.set_status("failed", f"an error in Raygen itself: its traceback is in {run.log}", exit_code=1)
@@ -55,13 +62,19 @@ def _run(run: Run, address: str | None) -> int:
 
 
 def _conclude(run: Run) -> None:
-    records = run.records()
     if run.should_stop() and not run.is_complete():
         run.set_status("interrupted", "stopped on request; what was trained is kept", exit_code=130)
-    elif all(record.state == "failed" for record in records):
-        raise JobFailedError(f"every trial failed: {records[0].reason}")
-    else:
+        return
+    statuses = [trial.status() for trial in run.trials()]
+    if any(status.state != "failed" for status in statuses):
         run.set_status("finished")
+        return
+    last = statuses[-1]
+    failure = (ProcessLostError if last.cause == ProcessLostError.cause else JobFailedError)(
+        last.reason if len(statuses) == 1 else f"every trial failed, the last one because: {last.reason}"
+    )
+    failure.cause = last.cause
+    raise failure
 
 
 def _stop_on_signals(run: Run) -> None:
@@ -70,13 +83,6 @@ def _stop_on_signals(run: Run) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-
-
-def _stop_with_parent(run: Run) -> None:
-    # Read past Python's buffer: its lock, held by this thread, would break the interpreter's shutdown.
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    run.ask_to_stop()
 
 
 if __name__ == "__main__":

@@ -1,23 +1,16 @@
-"""Ray sessions: what a cluster has, and connecting to one or starting one on this machine."""
+"""What every process that uses Ray has in its environment, and what a cluster has."""
 
 from __future__ import annotations
 
-import json
-import logging
-import math
 import os
 import socket
-import subprocess
-import sys
+from urllib.parse import urlsplit
 
 import joblib
 import pynvml
 
 from raygen.errors import ResourceError
-from raygen.plan import Capacity, Plan
-
-CONNECT_TIMEOUT_S = 2.0
-LOCAL = "local"
+from raygen.plan import Capacity
 
 ENVIRONMENT = {
     # The run folder holds every result, so Tune's own files beside it would be a second, poorer copy.
@@ -30,63 +23,9 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # The default of 2 s is most of the time that a short training on several devices takes.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # Whether anybody listens at an address is known before Ray is asked, so it need not try for 20 s.
-    "RAY_NUM_REDIS_GET_RETRIES": "5",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """What a process that uses Ray needs in its environment before it imports ray."""
-
-
-def capacity(address: str | None) -> Capacity:
-    """What the cluster at `address` has, or this machine where there is none; ResourceError if it is silent.
-
-    A process of its own asks the cluster, so that Ray stays out of the caller's process and off its screen.
-    """
-    address = _resolved(address)
-    if address == LOCAL:
-        return Capacity(gpus=_local_gpus(), cpus=joblib.cpu_count(), where="this machine")
-    if address != "auto":
-        _check_reachable(address)
-    asked = subprocess.run(
-        [sys.executable, "-m", __name__, address],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if asked.returncode:
-        reason = asked.stderr.strip().rpartition("\n")[2]
-        raise ResourceError(
-            f"cannot join the Ray cluster at {address} ({reason}); if it asks for a token, as Ray's own clusters "
-            "do by default, set RAY_AUTH_MODE=token and have the token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
-        )
-    resources = json.loads(asked.stdout)
-    return Capacity(
-        gpus=int(resources.get("GPU", 0)), cpus=int(resources.get("CPU", 0)), where=f"the cluster at {address}"
-    )
-
-
-def connect(address: str | None, plan: Plan) -> None:
-    """Join the cluster at `address`, the environment's, or else start one on this machine with the plan's devices.
-
-    Raises ResourceError where the cluster does not answer.
-    """
-    import ray
-
-    address = _resolved(address)
-    if address != LOCAL:
-        try:
-            ray.init(address=address, logging_level=logging.ERROR)
-        except ConnectionError as error:
-            raise ResourceError(f"cannot join the Ray cluster at {address}: {error}") from error
-        return
-    ray.init(
-        address=LOCAL,
-        num_cpus=plan.cpus,
-        num_gpus=math.ceil(plan.gpus),
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-    )
 
 
 def environment() -> dict[str, str]:
@@ -94,21 +33,31 @@ def environment() -> dict[str, str]:
     return {**ENVIRONMENT, **os.environ}
 
 
-def _resolved(address: str | None) -> str:
-    return address or os.environ.get("RAY_ADDRESS") or LOCAL
+def dashboard_address(given: str | None) -> str | None:
+    """The address of a running cluster's dashboard, `given` or the environment's; None means this machine's own.
 
-
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for half a minute before it gives up; a closed port is known at once."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S):
-            return
-    except (OSError, ValueError, OverflowError) as error:
+    Raises ResourceError where it is none.
+    """
+    address = given or os.environ.get("RAYGEN_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if not address:
+        return None
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ResourceError(
-            f"no Ray cluster answers at {address} ({error}); give HOST:PORT of its head as --address, "
-            "or leave it out to start one on this machine"
-        ) from error
+            f"{address} is not the address of a Ray dashboard; write http://HOST:8265 as --address "
+            "(or RAYGEN_ADDRESS), or leave it out to use this machine"
+        )
+    return address.rstrip("/")
+
+
+def cluster_name(address: str | None) -> str:
+    """What the queue calls the cluster at an address, or this machine's own."""
+    return address or f"local:{socket.gethostname()}"
+
+
+def local_capacity() -> Capacity:
+    """What this machine has for programs."""
+    return Capacity(gpus=_local_gpus(), cpus=joblib.cpu_count(), where="this machine")
 
 
 def _local_gpus() -> int:
@@ -123,14 +72,3 @@ def _local_gpus() -> int:
     finally:
         pynvml.nvmlShutdown()
     return count if visible is None else min(count, len([part for part in visible.split(",") if part.strip()]))
-
-
-def _print_resources(address: str) -> None:
-    import ray
-
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    print(json.dumps(ray.cluster_resources()))
-
-
-if __name__ == "__main__":
-    _print_resources(sys.argv[1])

@@ -12,6 +12,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from raygen.cluster.search import RunSearcher, scheduler
 from raygen.cluster.worker import TrialActor
+from raygen.errors import Cause, OutOfMemoryError, ProcessLostError
 from raygen.plan import Plan
 from raygen.runs import Run
 from raygen.spec import TrainSpec, TuneSpec
@@ -63,4 +64,12 @@ class _FailureRecorder(Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         # The end of the traceback that Tune wrote down; `get_error` reads a copy that is synced later.
         reason = Path(trial.error_file).read_text(encoding="utf-8").strip().rpartition("\n")[2]
-        self._searcher.trial(trial.trial_id).set_status("failed", reason)
+        self._searcher.trial(trial.trial_id).set_status("failed", reason, _cause(reason))
+
+
+def _cause(reason: str) -> Cause:
+    """Why a trial's process ended, from the error that Ray raised for it."""
+    if "OutOfMemoryError" in reason:
+        return OutOfMemoryError.cause
+    lost = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "WorkerCrashedError", "The actor died")
+    return ProcessLostError.cause if any(name in reason for name in lost) else "error"

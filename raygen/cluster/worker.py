@@ -22,7 +22,7 @@ from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from raygen import data
-from raygen.errors import JobFailedError, RaygenError, TrainingError
+from raygen.errors import OutOfMemoryError, ProcessLostError, RaygenError, TrainingError
 from raygen.plan import Plan
 from raygen.runs import Run, Trial
 from raygen.training.distributed import Group
@@ -49,6 +49,7 @@ class TrialActor(tune.Trainable):
         self._trial = run.trial(config["number"])
         self._objective = run.objective
         self._trial.clear_stop()
+        self._trial.clear_failure()
         self._trial.set_status("running")
         if run.plan.workers > 1:
             self._epochs = train_on_workers(self._trial, run.plan)
@@ -70,7 +71,7 @@ class TrialActor(tune.Trainable):
                 next(self._epochs, None)
                 self._trial.set_status("finished")
         except RaygenError as error:
-            self._trial.set_status("failed", str(error))
+            self._trial.set_status("failed", str(error), error.cause)
             return {"done": True}
         return {"epoch": line["epoch"], self._objective: line["metrics"][self._objective], "done": done}
 
@@ -109,11 +110,16 @@ def train(trial: Trial, group: Group) -> Generator[EpochLine, None, None]:
         on_pace=write_pace,
         should_stop=trial.should_stop if writes else lambda: False,
     )
-    with contextlib.closing(epochs):
-        for epoch in epochs:
-            if writes:
-                trial.record_epoch(epoch)
-            yield vars(epoch)
+    try:
+        with contextlib.closing(epochs):
+            for epoch in epochs:
+                if writes:
+                    trial.record_epoch(epoch)
+                yield vars(epoch)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemoryError(
+            f"out of memory; lower the batch size ({spec.training.batch_size}) or the model's size"
+        ) from error
 
 
 def train_on_workers(trial: Trial, plan: Plan) -> Generator[EpochLine, None, None]:
@@ -164,11 +170,11 @@ def train_on_workers(trial: Trial, plan: Plan) -> Generator[EpochLine, None, Non
             thread.join()
             trial.clear_stop()
         shutil.rmtree(trial.ray_files, ignore_errors=True)
+    if (failure := trial.failure()) is not None:
+        raise failure
     if errors:
         reason = str(errors[0]).strip().rpartition("\n")[2]
-        raise JobFailedError(f"its processes failed more than {WORKER_FAILURES} times: {reason}") from errors[0]
-    if (failure := trial.failure()) is not None:
-        raise JobFailedError(failure)
+        raise ProcessLostError(f"its processes failed more than {WORKER_FAILURES} times: {reason}") from errors[0]
 
 
 def _train_as_one_of_several(config: dict[str, Any]) -> None:
@@ -176,9 +182,14 @@ def _train_as_one_of_several(config: dict[str, Any]) -> None:
     trial = Trial(Path(config["trial"]))
     group = Group.joined(ray.train.torch.get_device())
     try:
-        for _ in train(trial, group):
-            pass
+        if trial.failure() is None:
+            for _ in train(trial, group):
+                pass
+    except OutOfMemoryError as error:
+        # Others may have memory left and wait for this rank: Ray Train starts all of them again, and they end above.
+        trial.record_failure(error)
+        raise
     except TrainingError as error:
         # Every rank gets here together, and Ray Train would only try the same again.
         if group.rank == 0:
-            trial.record_failure(str(error))
+            trial.record_failure(error)

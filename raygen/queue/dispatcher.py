@@ -1,0 +1,166 @@
+"""The dispatcher: starts jobs when their devices are free, and sees every one to its end.
+
+All it knows is in the store, in the run folders and on the cluster, so it may be killed at any moment: the next one
+reads the same there and goes on. What it is about to do on the cluster it writes down before; submissions are
+idempotent. While the cluster is silent nothing is concluded about any job.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from raygen.errors import ClusterUnreachableError, JobChangedError, RunError
+from raygen.queue.client import JobsClient, Submitted
+from raygen.queue.job import Job, State, backoff_s
+from raygen.queue.store import LEASE_S, Store
+from raygen.runs import Run
+
+POLL_EVERY_S = 0.5
+
+STOP_GRACE_S = 6.0
+"""Seconds that a cancelled job has to write its checkpoints before its processes are ended."""
+
+logger = logging.getLogger("raygen.dispatcher")
+
+
+class Dispatcher:
+    """Looks after the jobs of one cluster; several may share a queue, and a cluster."""
+
+    def __init__(self, store: Store, client: JobsClient, cluster: str) -> None:
+        self._store = store
+        self._client = client
+        self._cluster = cluster
+        self._renewed_at = time.monotonic()
+        self._id = self._register()
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Work until told to stop; then leave, and leave the jobs running."""
+        while not should_stop():
+            self.tick()
+            time.sleep(POLL_EVERY_S)
+        self.leave()
+
+    def leave(self) -> None:
+        """Let other dispatchers adopt the jobs at once."""
+        self._store.leave(self._id)
+
+    def tick(self) -> None:
+        """Look at the cluster and at every job once, and start what fits."""
+        self._stay_registered()
+        try:
+            self._store.saw(self._cluster, self._client.capacity())
+            for job in self._store.owned(self._id):
+                self._tend(job)
+            while (claimed := self._store.claim(self._id)) is not None:
+                logger.info("%s: attempt %d", claimed.name, claimed.attempt)
+                self._tend(claimed)
+        except ClusterUnreachableError as error:
+            logger.warning("%s", error)
+            self._store.lost_sight(self._cluster, str(error))
+
+    def _register(self) -> int:
+        return self._store.register(self._cluster, host=socket.gethostname(), pid=os.getpid())
+
+    def _stay_registered(self) -> None:
+        if time.monotonic() - self._renewed_at > LEASE_S / 3:
+            if not self._store.renew(self._id):
+                self._id = self._register()
+            self._renewed_at = time.monotonic()
+        adopted = self._store.adopt(self._id)
+        if adopted:
+            logger.info("adopted %d running jobs", adopted)
+
+    def _tend(self, job: Job) -> None:
+        """Do what the job's next step needs; where somebody changed it meanwhile, the next look sees that."""
+        try:
+            submitted = self._client.find(job.submission_id)
+            if job.cancelled_at is not None:
+                self._cancel(job, submitted)
+            elif submitted is None and job.state is State.STARTING:
+                self._submit(job)
+            elif submitted is None:
+                # Only a cluster that was restarted forgets what it was given.
+                self._recover(job, "the cluster was restarted and does not know it", counted=False)
+            elif submitted.state == "ended":
+                self._conclude(job, submitted)
+            elif submitted.state == "running" and job.state is State.STARTING:
+                self._move(job, State.RUNNING)
+        except JobChangedError as error:
+            logger.info("%s", error)
+
+    def _submit(self, job: Job) -> None:
+        try:
+            Run(Path(job.folder)).begin_attempt(job.attempt)
+        except (RunError, OSError) as error:
+            self._move(job, State.FAILED, f"its run folder cannot be used: {error}")
+            return
+        self._client.submit(job.submission_id, Path(job.folder), job.attempt)
+
+    def _cancel(self, job: Job, submitted: Submitted | None) -> None:
+        assert job.cancelled_at is not None
+        if submitted is None or submitted.state == "ended":
+            if not _is_held(job):
+                self._move(job, State.CANCELLED, "on request")
+            return
+        _ask_to_stop(job)
+        if self._store.seconds_since(job.cancelled_at) > STOP_GRACE_S:
+            self._client.stop(job.submission_id)
+
+    def _conclude(self, job: Job, submitted: Submitted) -> None:
+        """Judge an attempt that the cluster says is over, by what its run folder says."""
+        try:
+            run = Run(Path(job.folder))
+            if run.is_held():
+                return  # its process is still ending: the next attempt must not meet it
+            status = run.status()
+        except RunError as error:
+            self._move(job, State.FAILED, str(error))
+            return
+        if status.state == "finished":
+            self._move(job, State.SUCCEEDED)
+        elif status.state == "failed" and status.cause != "lost":
+            self._move(job, State.FAILED, status.reason)
+        elif status.state == "failed":
+            self._recover(job, status.reason)
+        elif status.state == "interrupted":
+            self._recover(job, _joined("its processes were ended", submitted.message))
+        else:
+            self._recover(job, _joined("it could not be started", submitted.message))
+
+    def _recover(self, job: Job, reason: str, *, counted: bool = True) -> None:
+        """Have a lost attempt followed by another, unless too many were lost."""
+        losses = job.losses + counted
+        if losses > job.retries:
+            times = f"{losses} time{'s' if losses > 1 else ''}"
+            self._move(job, State.FAILED, f"lost {times}, the last time because {reason}")
+            return
+        wait_s = backoff_s(losses if counted else job.attempt)
+        logger.info("%s: attempt %d was lost: %s", job.name, job.attempt, reason)
+        self._store.move(job, State.RECOVERING, reason=reason, losses=losses, backoff_s=wait_s)
+
+    def _move(self, job: Job, to: State, reason: str = "") -> None:
+        logger.info("%s: %s%s", job.name, to, f": {reason}" if reason else "")
+        self._store.move(job, to, reason=reason)
+
+
+def _is_held(job: Job) -> bool:
+    try:
+        return Run(Path(job.folder)).is_held()
+    except RunError:
+        return False
+
+
+def _ask_to_stop(job: Job) -> None:
+    try:
+        Run(Path(job.folder)).ask_to_stop()
+    except (RunError, OSError) as error:
+        logger.warning("%s cannot be asked to stop: %s", job.name, error)
+
+
+def _joined(what: str, why: str) -> str:
+    return f"{what} ({why})" if why else what
