@@ -20,10 +20,10 @@ def up(gpus: Gpus = None, cpus: Cpus = None, storage: options.Storage = None) ->
     from raygen.cluster.session import local_capacity
     from raygen.spec import Resources
 
-    site = Site(storage, create=True)
-    site.require_local("raygen up")
     here = local_capacity()
     allotted = allot(Resources(gpus=gpus, cpus=cpus), here)
+    site = Site(storage, create=True)
+    site.require_local("raygen up")
     with console.talk().status("starting Ray"):
         site.service.up(site.store, Capacity(*allotted, where=here.where))
     console.show(render.status_table(site.status()))

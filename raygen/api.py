@@ -129,11 +129,12 @@ class Site:
     ) -> Job:
         """Make the run folder, queue the job, and see to it that a dispatcher will start it.
 
-        Raises RunError where the folder cannot be made, JobError where the name is taken, and ServiceError where no
-        dispatcher starts (the job is queued then).
+        Raises RunError where the folder cannot be made, JobError where the name is taken, ResourceError where the
+        cluster's nodes lack the storage, and ServiceError where no dispatcher starts (the job is queued then).
         """
         from raygen.queue.store import Store
 
+        self.service.check_nodes()
         run = Run.create(self.storage, prepared.kind, prepared.spec, prepared.plan, prepared.direction, name=name)
         self.store = Store.open(self.storage)
         job = self.store.submit(

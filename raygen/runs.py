@@ -26,7 +26,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -260,17 +260,6 @@ class Run:
             names = ", ".join(path.parent.name for path in matches)
             raise RunError(f"{name_or_path!r} begins the names of several runs: {names}")
         raise RunError(f"there is no run {name_or_path!r} in {storage}; `raygen ls` lists those there are")
-
-    @classmethod
-    def all(cls, storage: Path, *, on_damaged: Callable[[RunError], None]) -> list[Run]:
-        """Every run in `storage`, the newest first; those whose file cannot be read are told to `on_damaged`."""
-        runs = []
-        for path in storage.glob("*/run.json"):
-            try:
-                runs.append(cls(path.parent))
-            except RunError as error:
-                on_damaged(error)
-        return sorted(runs, key=lambda run: (run.created_at, run.name), reverse=True)
 
     @property
     def log(self) -> Path:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygen import metrics
-from raygen.errors import RunError
+from raygen.errors import OutOfMemoryError, RunError
 from raygen.plan import Plan
 from raygen.runs import Run, Trial, TrialRecord, default_storage
 from raygen.spec import TrainSpec, TuneSpec
@@ -67,13 +67,13 @@ def test_a_search_keeps_its_space(storage: Path) -> None:
 
 def test_names_tell_model_data_and_time(storage: Path) -> None:
     assert make(storage, "ae").name.startswith("ae-digits-20")
-    assert make(storage, "vae", **{"data.source": "/somewhere/My Photos.NPY"}).name.startswith("vae-my photos-20")
+    assert make(storage, "vae", **{"data.source": "/somewhere/My Photos.NPY"}).name.startswith("vae-my-photos-20")
 
 
 def test_two_runs_of_one_second_get_two_folders(storage: Path) -> None:
     names = [make(storage).name for _ in range(4)]
     assert len(set(names)) == 4
-    assert {run.name for run in Run.all(storage, on_damaged=pytest.fail)} == set(names)
+    assert {path.name for path in storage.iterdir()} == set(names)
 
 
 def test_a_run_is_opened_by_name_beginning_or_path(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,15 +98,16 @@ def test_a_run_that_is_not_there(storage: Path) -> None:
     for name in ("nothing", "no/such/folder", str(storage)):
         with pytest.raises(RunError, match=f"there is no run '{name}' in {storage}; `raygen ls`"):
             Run.open(name, storage)
-    assert Run.all(storage, on_damaged=pytest.fail) == []
 
 
-def test_the_newest_run_comes_first(storage: Path) -> None:
-    runs = [make(storage, model) for model in ("vae", "ae", "gan")]
-    for run, created_at in zip(runs, ("2026-01-03", "2026-01-01", "2026-01-02"), strict=True):
-        document = json.loads((run.folder / "run.json").read_text())
-        (run.folder / "run.json").write_text(json.dumps({**document, "created_at": f"{created_at}T00:00:00+00:00"}))
-    assert [run.name for run in Run.all(storage, on_damaged=pytest.fail)] == [runs[0].name, runs[2].name, runs[1].name]
+def test_a_chosen_name_is_the_runs_and_never_changed(storage: Path) -> None:
+    spec = TrainSpec.create("ae", {})
+    assert Run.create(storage, "train", spec, PLAN, "min", name="beta-sweep_2.1").folder == storage / "beta-sweep_2.1"
+    with pytest.raises(RunError, match=r"there is a run 'beta-sweep_2\.1' .* already; choose another --name"):
+        Run.create(storage, "train", spec, PLAN, "min", name="beta-sweep_2.1")
+    for name in ("", "../up", "a/b", ".hidden", "-option", "two words", "ü", "x" * 101):
+        with pytest.raises(RunError, match="use letters, digits"):
+            Run.create(storage, "train", spec, PLAN, "min", name=name)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -256,8 +257,11 @@ def test_epochs_are_always_one_after_another(numbers: list[int], tmp_path_factor
 def test_failures_are_handed_on(storage: Path) -> None:
     trial = add_trial(make(storage))
     assert trial.failure() is None
-    trial.record_failure("the loss is not finite")
-    assert trial.failure() == "the loss is not finite"
+    trial.record_failure(OutOfMemoryError("too large"))
+    failure = trial.failure()
+    assert (str(failure), failure and failure.cause) == ("too large", "out of memory")
+    trial.clear_failure()
+    assert trial.failure() is None
 
 
 def test_a_record_holds_the_best_epoch_and_the_last(storage: Path) -> None:

@@ -15,7 +15,6 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
-import raygen
 import tune_spaces
 from raygen.cluster.session import ENVIRONMENT
 from raygen.errors import ClusterUnreachableError
@@ -108,8 +107,8 @@ class RayJobs:
     def _runtime_environment(self) -> dict[str, Any]:
         if not self._remote:
             return {}  # the head on this machine was started with all of it
-        packages = [str(Path(package.__file__ or "").parent) for package in (raygen, tune_spaces)]
-        return {"py_modules": packages, "env_vars": ENVIRONMENT}
+        packages = [Path(__file__).parents[1], Path(tune_spaces.__path__[0])]
+        return {"py_modules": [str(package) for package in packages], "env_vars": ENVIRONMENT}
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import psutil
 from filelock import FileLock, Timeout
@@ -25,7 +28,7 @@ from filelock import FileLock, Timeout
 from raygen.cluster import session
 from raygen.cluster.head import Head
 from raygen.cluster.local import LocalCluster
-from raygen.errors import JobError, RunError, ServiceError
+from raygen.errors import JobError, ResourceError, RunError, ServiceError
 from raygen.plan import Capacity
 from raygen.queue.client import JobsClient
 from raygen.queue.dispatcher import POLL_EVERY_S, Dispatcher
@@ -34,8 +37,13 @@ from raygen.queue.store import Dispatcher as Registered
 from raygen.queue.store import Store
 from raygen.runs import Run
 
+if TYPE_CHECKING:
+    from raygen.cluster.ray_jobs import RayJobs
+
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
+PROBE_TIMEOUT_S = 120.0
+PROBE_EVERY_S = 86_400.0
 CHECKPOINT_TIMEOUT_S = 10.0
 """Seconds that running jobs get to write checkpoints before their cluster is ended."""
 
@@ -62,6 +70,46 @@ class Service:
         if known.capacity is not None and known.has_dispatcher and known.unreachable_since is None:
             return known.capacity
         return self._local_capacity() if self.address is None else self._client().capacity()
+
+    def check_nodes(self) -> None:
+        """Raise ResourceError where nodes of another cluster lack the storage or what Raygen needs; asked once a day.
+
+        Raises ClusterUnreachableError where the cluster is silent.
+        """
+        if self.address is None:
+            return
+        seen = self.folder / f"seen-by-{re.sub('[^A-Za-z0-9.-]+', '-', self.address)}"
+        if seen.exists() and time.time() - seen.stat().st_mtime < PROBE_EVERY_S:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        seen.touch()
+        problems = self._probe(seen)
+        if problems:
+            seen.unlink()
+            node, problem = next(iter(problems.items()))
+            more = f" (and {len(problems) - 1} more nodes)" if len(problems) > 1 else ""
+            raise ResourceError(
+                f"node {node} of {self.address}{more} cannot run jobs: {problem}; name with --storage a folder that "
+                "all nodes see at the same path, and install Raygen's dependencies on them"
+            )
+
+    def _probe(self, seen: Path) -> dict[str, str]:
+        """What is wrong, by node."""
+        jobs = self._remote_jobs()
+        submission_id = f"raygen-probe-{secrets.token_hex(6)}"
+        jobs.submit_python(submission_id, ["-m", "raygen.cluster.probe", str(seen)])
+        deadline = time.monotonic() + PROBE_TIMEOUT_S
+        while (found := jobs.find(submission_id)) is not None and found.state != "ended":
+            if time.monotonic() > deadline:
+                jobs.stop(submission_id)
+                return {"the head": f"a job that only looks around did not end within {PROBE_TIMEOUT_S:.0f} s"}
+            time.sleep(0.2)
+        last = (jobs.output(submission_id).strip().splitlines() or ["it printed nothing"])[-1]
+        try:
+            problems: dict[str, str] = json.loads(last)
+        except ValueError:
+            return {"the head": last}
+        return problems
 
     def up(self, store: Store, capacity: Capacity) -> None:
         """Start head and dispatcher to stay; raises ServiceError where they do not start, or run otherwise."""
@@ -141,6 +189,10 @@ class Service:
     def _client(self) -> JobsClient:
         if self.address is None:
             return LocalCluster(self.head, self._local_capacity())
+        return self._remote_jobs()
+
+    def _remote_jobs(self) -> RayJobs:
+        assert self.address is not None
         os.environ.update(session.environment())
         # Ray reads the environment when it is imported.
         from raygen.cluster.ray_jobs import RayJobs

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from cli.main import app
 from raygen import data, models, space
+from raygen.plan import Capacity
+from raygen.queue.job import Request
+from raygen.queue.store import Store
 
 RAYGEN = Path(sys.executable).with_name("raygen")
 
@@ -49,16 +53,27 @@ REFUSED = {
     "train vae --data no/such/folder": "no/such/folder",
     "train vae --batch-size 100000": "1617 training images",
     "train vae --image-size 4": "data.image_size",
-    "train vae --address 127.0.0.1:1": "no Ray cluster answers at 127.0.0.1:1",
-    "train vae --address nonsense": "no Ray cluster answers at nonsense",
+    "train vae --address 127.0.0.1:6379": "write http://HOST:8265",
+    "train vae --address nonsense": "nonsense is not the address of a Ray dashboard",
+    "train vae --name ../up": "use letters, digits",
+    "train vae --retries -1": "--retries",
     "tune vae --set optimizer.lr=1e-3": "is what the space 'vae' varies",
     "tune vae --space gan": "this space is for 'gan'",
     "tune vae --space no.toml": "there is no search space file 'no.toml'",
     "tune vae --trials 0": "search.trials",
     "tune vae --search grid": "'optuna', 'random'",
-    "tune --resume nothing": "there is no run 'nothing'",
+    "tune --resume nothing": "there is no job 'nothing'",
     "tune vae --resume nothing": "leave out vae",
     "show nothing": "there is no run 'nothing'",
+    "watch nothing": "there is no job 'nothing'",
+    "logs nothing": "there is no job 'nothing'",
+    "wait nothing": "there is no job 'nothing'",
+    "cancel nothing": "there is no job 'nothing'",
+    "retry nothing": "there is no job 'nothing'",
+    "priority nothing 3": "there is no job 'nothing'",
+    "rm nothing": "there is no job 'nothing'",
+    "ls --state done": "states are queued, starting",
+    "up --gpus 1000": "type --gpus" if torch.cuda.is_available() else "leave out --gpus",
     "sample nothing": "there is no run 'nothing'",
     "sample .": "there is no run '.'",
     "spaces nothing": "there is no search space file 'nothing'",
@@ -134,11 +149,19 @@ def test_no_runs_is_said_on_stderr(runner: CliRunner) -> None:
 
 
 def test_one_damaged_run_does_not_hide_the_others(runner: CliRunner, tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "runs")
+    dispatcher = store.register("somewhere", host="here", pid=1)
+    store.saw("somewhere", Capacity(gpus=0, cpus=2, where="somewhere"))
     for name, content in (("empty", "{}"), ("text", "no json")):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "run.json").write_text(content)
-    listed = runner.invoke(app, ["ls", "-o", "json"])
-    assert (listed.exit_code, json.loads(listed.stdout)) == (0, [])
+        folder = tmp_path / "runs" / name
+        folder.mkdir()
+        (folder / "run.json").write_text(content)
+        about = {"kind": "train", "model": "ae", "data": "digits", "user": "me", "cluster": "somewhere"}
+        store.submit(Request(name=name, folder=str(folder), gpus=0, cpus=1, **about))
+        store.claim(dispatcher)
+    listed = runner.invoke(app, ["ls"])
+    assert listed.exit_code == 0
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [["text", "starting"], ["empty", "starting"]]
     assert len(listed.stderr.splitlines()) == 2
     shown = runner.invoke(app, ["show", "empty"])
     assert shown.exit_code == 2

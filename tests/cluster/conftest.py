@@ -1,95 +1,130 @@
-"""One Ray cluster for all tests that need one, and the command line as a person starts it."""
+"""One Ray head for all tests that need one, and the command line as a person starts it."""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from ray.cluster_utils import Cluster
 
+from raygen.cluster.head import Head
+from raygen.queue.job import Job, State
+from raygen.queue.store import Store
 from raygen.runs import Run
 
 RAYGEN = Path(sys.executable).with_name("raygen")
 CPUS = 2
+PATIENCE_S = 120
 
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="session")
-def address() -> Iterator[str]:
-    """The address of a one-node cluster with two CPU cores."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CPUS, "num_gpus": 0})
-    yield cluster.address
-    cluster.shutdown()
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE_S} s for {what}"
+        time.sleep(0.1)
 
 
-@pytest.fixture
-def environment(tmp_path: Path, address: str) -> dict[str, str]:
-    """A command's environment: runs go to a folder of the test, jobs to the shared cluster."""
-    return {**os.environ, "RAYGEN_STORAGE": str(tmp_path / "runs"), "RAY_ADDRESS": address}
+class Queue:
+    """A storage folder with its queue, and the commands that people type for it."""
 
+    def __init__(self, storage: Path) -> None:
+        self.storage = storage
+        self.environment = {
+            **os.environ,
+            "RAYGEN_STORAGE": str(storage),
+            "PATH": f"{RAYGEN.parent}:{os.environ['PATH']}",
+        }
+        self.started: list[subprocess.Popen[str]] = []
 
-@pytest.fixture
-def raygen(environment: dict[str, str]) -> RunCommand:
-    """Runs a command to its end and captures what it prints."""
+    @property
+    def store(self) -> Store:
+        return Store.open(self.storage)
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    @property
+    def head(self) -> Head:
+        return Head(self.storage / ".service")
+
+    def raygen(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end and capture what it prints."""
         return subprocess.run(
-            [RAYGEN, *arguments], env=environment, capture_output=True, text=True, timeout=240, check=False
+            [RAYGEN, *arguments],
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
         )
 
-    return run
-
-
-@pytest.fixture
-def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a command and leaves it running; what still runs at the end of the test is killed."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(*arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command and leave it running, in a session of its own as in another terminal."""
         process = subprocess.Popen(
-            [RAYGEN, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [RAYGEN, *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
-        started.append(process)
+        self.started.append(process)
         return process
 
-    yield run
-    for process in started:
-        process.kill()
-        process.communicate()
+    def job(self, name: str) -> Job:
+        return self.store.find(name)
+
+    def run(self, name: str) -> Run:
+        return Run(self.storage / name)
+
+    def wait_for(self, name: str, *states: State) -> Job:
+        wait_until(lambda: self.job(name).state in states, f"{name} to be {' or '.join(states)}")
+        return self.job(name)
+
+    def kill_started(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
+    """A queue with a head of two CPU cores and a dispatcher, up for the whole session."""
+    queue = Queue(tmp_path_factory.mktemp("shared"))
+    up = queue.raygen("up", "--cpus", str(CPUS))
+    assert up.returncode == 0, up.stderr
+    yield queue
+    queue.raygen("down")
 
 
 @pytest.fixture
-def only_run(environment: dict[str, str]) -> Callable[[], Run]:
-    """The one run that the test made."""
-
-    def find() -> Run:
-        [run] = Run.all(Path(environment["RAYGEN_STORAGE"]), on_damaged=pytest.fail)
-        return run
-
-    return find
+def queue(shared: Queue, request: pytest.FixtureRequest) -> Iterator[Queue]:
+    """The shared queue; jobs that a failed test left are cancelled, so that they do not hold up the next."""
+    yield shared
+    shared.kill_started()
+    for job in shared.store.list(states=[State.QUEUED, State.STARTING, State.RUNNING, State.RECOVERING]):
+        shared.raygen("cancel", job.name)
+        shared.wait_for(job.name, State.CANCELLED, State.SUCCEEDED, State.FAILED)
 
 
 @pytest.fixture
-def head_with_token(tmp_path: Path) -> Iterator[str]:
-    """The address of a head that asks for a token, as `ray start` makes it, and nothing of it in the environment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [RAYGEN.with_name("ray"), "start", "--head", "--block", f"--port={port}", f"--num-cpus={CPUS}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    with (tmp_path / "head.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--include-dashboard=false"], env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        yield f"127.0.0.1:{port}"
-        children = psutil.Process(process.pid).children(recursive=True)
-        for each in [*children, psutil.Process(process.pid)]:
-            each.kill()
-        process.wait()
+def own_queue(tmp_path: Path) -> Iterator[Queue]:
+    """An empty queue of the test's own, with nothing running for it."""
+    queue = Queue(tmp_path / "storage")
+    yield queue
+    queue.kill_started()
+    queue.raygen("down")
+
+
+def ray_processes() -> set[int]:
+    """Every process of Ray or Raygen on this machine, but this one."""
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if process.pid != os.getpid() and ("ray::" in line or "/ray" in line or "ray-dashboard" in line):
+            found.add(process.pid)
+    return found

@@ -1,0 +1,194 @@
+"""Heads and dispatchers: started, killed, restarted and ended as on people's machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import psutil
+import pytest
+from conftest import PATIENCE_S, Queue, ray_processes, wait_until
+
+from raygen.queue.job import State
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def dispatcher(queue: Queue) -> psutil.Process:
+    [registered] = [each for each in queue.store.dispatchers() if psutil.pid_exists(each.pid)]
+    return psutil.Process(registered.pid)
+
+
+def kill_head(queue: Queue) -> None:
+    """End every process of the head at once, as a power cut would."""
+    started = json.loads((queue.head.log.parent / "head.json").read_text())
+    head = psutil.Process(started["pid"])
+    for process in [*head.children(recursive=True), head]:
+        process.kill()
+
+
+def descendants(queue: Queue) -> set[int]:
+    started = json.loads((queue.head.log.parent / "head.json").read_text())
+    return {process.pid for process in psutil.Process(started["pid"]).children(recursive=True)}
+
+
+def test_a_job_on_a_bare_machine_needs_nothing_set_up_and_leaves_nothing_behind(own_queue: Queue) -> None:
+    before = ray_processes()
+    done = own_queue.raygen("train", "ae", "--epochs", "2", "--cpus", "1", "--name", "bare")
+    assert done.returncode == 0, done.stderr
+    assert own_queue.job("bare").state is State.SUCCEEDED
+    assert own_queue.head.address is None
+    assert own_queue.store.dispatchers() == []
+    wait_until(lambda: not {pid for pid in ray_processes() - before if is_of(own_queue, pid)}, "its processes to end")
+
+
+def is_of(queue: Queue, pid: int) -> bool:
+    """Whether a process works in the queue's folder, as all that a service starts does."""
+    try:
+        return str(queue.storage) in psutil.Process(pid).cwd()
+    except psutil.Error:
+        return False
+
+
+def test_five_jobs_from_five_terminals_run_in_order_and_down_leaves_no_process(own_queue: Queue) -> None:
+    before = ray_processes()
+    assert own_queue.raygen("up", "--cpus", "1").returncode == 0
+    own = descendants(own_queue)
+    assert own
+    first = own_queue.raygen("train", "ae", "--epochs", "60", "--name", "first", "--detach")
+    assert first.returncode == 0, first.stderr
+    for number, priority in enumerate((0, 10, 0, 10), start=2):
+        options = f"--epochs 1 --name job{number} --priority {priority} --detach"
+        terminal = own_queue.start("train", "ae", *options.split())
+        terminal.communicate(timeout=PATIENCE_S)
+        assert terminal.returncode == 0
+    for number in range(2, 6):
+        own_queue.wait_for(f"job{number}", State.SUCCEEDED)
+    listed = json.loads(own_queue.raygen("ls", "-o", "json").stdout)
+    assert {job["state"] for job in listed} == {"succeeded"}
+    by_end = [job["job"] for job in sorted(listed, key=lambda job: job["ended_at"])]
+    assert by_end == ["first", "job3", "job5", "job2", "job4"], "the higher priority first, then the older"
+    assert own_queue.raygen("down").returncode == 0
+    assert not {pid for pid in own if psutil.pid_exists(pid)}
+    assert not {pid for pid in ray_processes() - before if is_of(own_queue, pid)}
+    assert "not running" in own_queue.raygen("status").stdout
+
+
+def test_a_search_goes_on_when_its_head_was_killed(queue: Queue) -> None:
+    options = "--trials 6 --epochs 120 --scheduler fifo --name headless --detach"
+    assert queue.raygen("tune", "vae", *options.split()).returncode == 0
+    run = queue.run("headless")
+    wait_until(lambda: any(record.state == "finished" for record in run.records()), "a finished trial")
+    kill_head(queue)
+    finished = {record.number for record in run.records() if record.state == "finished"}
+    stamps = {number: (run.trial(number).folder / "epochs.jsonl").stat().st_mtime_ns for number in finished}
+    assert 0 < len(finished) < 6
+    queue.wait_for("headless", State.RECOVERING)
+    queue.wait_for("headless", State.SUCCEEDED)
+    assert [record.state for record in run.records()] == ["finished"] * 6
+    for number, stamp in stamps.items():
+        assert (run.trial(number).folder / "epochs.jsonl").stat().st_mtime_ns == stamp, "finished, and run again"
+    job = queue.job("headless")
+    assert (job.attempt, job.losses) == (2, 0), "a restarted cluster is not held against the job"
+
+
+def test_ten_kills_of_the_dispatcher_lose_and_double_nothing(queue: Queue) -> None:
+    names = [f"short{number}" for number in range(5)]
+    for name in names:
+        options = f"--epochs 1 --cpus 1 --name {name} --detach"
+        assert queue.raygen("train", "ae", *options.split()).returncode == 0
+    for _ in range(10):
+        dispatcher(queue).kill()
+        listed = queue.raygen("ls", "-o", "json").stdout
+        assert {job["job"] for job in json.loads(listed)} >= set(names)
+        assert queue.raygen("up", "--cpus", "2").returncode == 0
+        time.sleep(1)
+    for name in names:
+        queue.wait_for(name, State.SUCCEEDED)
+        job = queue.job(name)
+        assert job.attempt == 1, "no attempt was lost, so none may follow"
+        states = [event.to_state for event in queue.store.events(job)]
+        assert states == [State.QUEUED, State.STARTING, State.RUNNING, State.SUCCEEDED]
+
+
+def test_a_minute_without_an_answer_from_ray_changes_nothing(queue: Queue) -> None:
+    options = "--epochs 1000 --cpus 1 --name patient --detach"
+    assert queue.raygen("train", "ae", *options.split()).returncode == 0
+    queue.wait_for("patient", State.RUNNING)
+    assert queue.raygen("train", "ae", "--epochs", "1", "--cpus", "2", "--name", "later", "--detach").returncode == 0
+    paused = [process for process in psutil.process_iter() if is_dashboard_of(queue, process)]
+    assert paused
+    for process in paused:
+        process.suspend()
+    try:
+        wait_until(lambda: "unreachable since" in reason_of(queue, "later"), "the silence to be noticed")
+        time.sleep(60)
+        assert queue.job("patient").state is State.RUNNING
+        assert queue.job("later").state is State.QUEUED
+    finally:
+        for process in paused:
+            process.resume()
+    for name in ("patient", "later"):
+        queue.wait_for(name, State.SUCCEEDED)
+        assert queue.job(name).attempt == 1
+
+
+def is_dashboard_of(queue: Queue, process: psutil.Process) -> bool:
+    try:
+        return process.pid in descendants(queue) and "dashboard" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def reason_of(queue: Queue, name: str) -> str:
+    job = queue.job(name)
+    return queue.store.reasons([job]).get(job.id, "")
+
+
+def test_cancelling_a_training_of_two_processes_frees_its_devices_in_15_seconds(queue: Queue) -> None:
+    options = "--epochs 5000 --workers 2 --name pair --detach"
+    assert queue.raygen("train", "gan", *options.split()).returncode == 0
+    wait_until(lambda: bool(queue.run("pair").trials()), "a trial")
+    [trial] = queue.run("pair").trials()
+    wait_until(lambda: len(trial.epochs()) >= 2, "two epochs")
+    asked_at = time.monotonic()
+    assert queue.raygen("cancel", "pair").returncode == 0
+    assert queue.raygen("wait", "pair", "--for", "cancelled", "--timeout", "15").returncode == 0
+    next_one = queue.raygen("train", "ae", "--epochs", "1", "--cpus", "2", "--name", "after-pair", "--detach")
+    assert next_one.returncode == 0
+    queue.wait_for("after-pair", State.STARTING, State.RUNNING, State.SUCCEEDED)
+    assert time.monotonic() - asked_at < 15
+    queue.wait_for("after-pair", State.SUCCEEDED)
+    assert trial.checkpoint.exists()
+    assert queue.raygen("show", "pair").returncode == 0
+
+
+def test_another_clusters_jobs_go_through_its_dashboard_with_its_token(queue: Queue, own_queue: Queue) -> None:
+    address = queue.head.address
+    assert address is not None
+    refused = own_queue.raygen("train", "vae", "--address", address)
+    assert refused.returncode == 1
+    [line] = refused.stderr.splitlines()
+    assert "set RAY_AUTH_MODE=token" in line
+
+    own_queue.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": queue.head.token()}
+    refused = own_queue.raygen("tune", "vae", "--address", address, "--gpus", "4")
+    assert refused.returncode == 2
+    [line] = refused.stderr.splitlines()
+    assert f"the cluster at {address} has 0 GPUs and 2 CPU cores" in line
+    done = own_queue.raygen("train", "vae", "--address", address, "--epochs", "2", "--name", "guest")
+    assert done.returncode == 0, done.stderr
+    assert own_queue.run("guest").status().state == "finished"
+    assert own_queue.store.dispatchers() == [], "the dispatcher that the command started ended with its job"
+
+
+def test_a_closed_terminal_ends_neither_job_nor_dispatcher(own_queue: Queue) -> None:
+    terminal = own_queue.start("train", "ae", "--epochs", "200", "--cpus", "1", "--name", "survivor")
+    wait_until((own_queue.storage / "queue.sqlite").exists, "the queue")
+    own_queue.wait_for("survivor", State.RUNNING)
+    os.killpg(terminal.pid, signal.SIGHUP)
+    terminal.communicate(timeout=PATIENCE_S)
+    own_queue.wait_for("survivor", State.SUCCEEDED)
+    wait_until(lambda: own_queue.head.address is None, "the head to end where no job is left")
