@@ -17,6 +17,7 @@ LAYERS = [
     ["raygen"],
     ["api"],
     ["cluster"],
+    ["evaluation"],
     ["results"],
     ["runs"],
     ["training"],
