@@ -8,7 +8,6 @@ place. A file that is not the canonical one is used, and every value over it say
 from __future__ import annotations
 
 import hashlib
-import pickle
 import socket
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,8 @@ def _read(path: Path) -> tuple[Any, str]:
         # torch-fidelity unpickles without care; a file that this refuses could run any code.
         torch.load(path, map_location="cpu", weights_only=True)
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
-    except (OSError, RuntimeError, ValueError, TypeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+    # Unpickling raises whatever damaged bytes lead it to: OSError, RuntimeError, EOFError, IndexError...
+    except Exception as error:
         reason = getattr(error, "strerror", None) or "not the weights of torch-fidelity's Inception v3"
         raise DataError(
             f"cannot read {path} ({reason}); --fid-weights takes the file weights-inception-2015-12-05-6726825d.pth "
