@@ -104,10 +104,11 @@ def _block(inputs: int, outputs: int) -> list[nn.Module]:
 
 def _read(path: Path, classes: int, source: str) -> Classifier | None:
     """The cached classifier; None if it is absent or damaged."""
-    network = Network(classes)
+    with torch.device("meta"):  # no initial weights, which would be drawn from the global generator
+        network = Network(classes)
     try:
         with safe_open(path, framework="pt") as file:
-            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()}, assign=True)  # noqa: SIM118
             accuracy = float(file.metadata()["held_out_accuracy"])
     except (FileNotFoundError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
         return None

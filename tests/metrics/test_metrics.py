@@ -83,3 +83,18 @@ def test_an_unknown_metric_gets_the_nearest_name() -> None:
         metrics.find("val_elb")
     with pytest.raises(SpecError, match=f"metrics: {', '.join(metrics.names())}"):
         metrics.find("accuracy")
+
+
+def test_a_training_draws_samples_once(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["val_coverage", "val_recall"]
+    judged = build_model(TrainSpec.create("gan", {"model.hidden": [16]}), ImageShape(1, 8, 8), CPU)
+    spec = TrainSpec.create("gan", {"evaluation.objective": "val_frechet", "evaluation.metrics": names})
+    sizes, sample = [], judged.sample  # type: ignore[operator, union-attr]
+    monkeypatch.setattr(judged, "sample", lambda latents: sizes.append(len(latents)) or sample(latents))
+    values = evaluate(judged, images, spec.evaluation)
+    assert sizes == [100]
+    for name, value in values.items():
+        compute = metrics.find(name).compute
+        assert compute is not None
+        with torch.no_grad():
+            assert value == compute(judged, images, spec.evaluation.seed)

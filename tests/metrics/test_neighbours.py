@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage against the package of their authors, KID against torch-fidelity."""
+"""Precision, recall, density and coverage against the package of their authors, KID and FID against torch-fidelity."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import prdc
 import pytest
 import torch
 from torch import Tensor
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-from raygen.metrics import _neighbours, coverage, density, kid, precision, recall
+from raygen.metrics import _neighbours, coverage, density, frechet, kid, precision, recall
 
 METRICS = [precision, recall, density, coverage]
 every_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.__name__.rpartition(".")[2])
@@ -93,3 +94,10 @@ def test_kid_of_sets_of_different_sizes(monkeypatch: pytest.MonkeyPatch) -> None
     assert kid.compare(real, made) == pytest.approx(expected, rel=1e-9)
     monkeypatch.setattr(kid, "CHUNK_ROWS", 7)
     assert kid.compare(real, made) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.2, 1.1), (2.0, 0.5)])
+def test_frechet_is_torch_fidelity_s(shift: float, scale: float) -> None:
+    real, made = clouds(600, 400, shift, scale)
+    theirs = fid_statistics_to_metric(*map(fid_features_to_statistics, (real, made)), verbose=False)
+    assert frechet.compare(real, made) == pytest.approx(theirs[KEY_METRIC_FID], rel=1e-6)
