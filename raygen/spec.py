@@ -212,7 +212,9 @@ def _check_metric(name: str, model: str) -> None:
     family = models.find(model)
     metric = metrics.find(name)
     if metric.compute is None:
-        raise SpecError(f"{name} needs labels, so no training can be judged by it; `raygen evaluate` computes it")
+        raise SpecError(
+            f"{name} needs labels or a classifier, so no training can be judged by it: ask `raygen evaluate`"
+        )
     if not issubclass(family, metric.requires):
         every = (metrics.find(known) for known in metrics.names())
         fitting = [each.name for each in every if each.compute and issubclass(family, each.requires)]

@@ -4,7 +4,7 @@ A metric called `elbo` is reported as `val_elbo`. Its file says which way is bet
 must be able to do (`REQUIRES`, a protocol of raygen.models._base), and has one or more of these functions:
 
 - `compute(model, images, seed)`: one number, for images [N, C, H, W] in [0, 1] on the model's device. Without it
-  only an evaluation can ask for the metric, as it needs labels: it is no objective of a training.
+  only an evaluation can ask for the metric, as it needs labels or a classifier: no training can be judged by it.
 - `compare(real, made)`: one number from features [N, F] of images and [M, F] of samples, over any network.
 - `measure(model, evidence)`: the number with the details that an evaluation card shows beside it.
 """

@@ -113,5 +113,5 @@ def test_the_mixture_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = Independent(Normal(torch.zeros(4).double(), 1.0), 1)
     expected = (mixture.log_prob(draws) - prior.log_prob(draws)).mean().item()
     assert aggregate_posterior_kl.divergence(means, log_variances, 3) == pytest.approx(expected, rel=1e-9)
-    monkeypatch.setattr(aggregate_posterior_kl, "BLOCK_NUMBERS", 5000)
+    monkeypatch.setattr(aggregate_posterior_kl, "CHUNK_ROWS", 7)
     assert aggregate_posterior_kl.divergence(means, log_variances, 3) == pytest.approx(expected, rel=1e-9)
