@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel
-from torch import Tensor
 
 from raygen import metrics
 from raygen.data import Dataset
@@ -134,12 +133,7 @@ def _over_features(
     """Metrics over one feature network: images and samples pass through it once for all of them."""
     real = _features.of_real(evidence.images, network)
     made = _features.of_samples(model, len(evidence.images), evidence.seed, network)
-    return {metric.name: Measurement(value=_compared(metric, real, made)) for metric in compared}
-
-
-def _compared(metric: Metric, real: Tensor, made: Tensor) -> float:
-    assert metric.compare is not None
-    return metric.compare(real, made)
+    return {metric.name: Measurement(value=metric.compare(real, made)) for metric in compared if metric.compare}
 
 
 def _measured(metric: Metric, model: Model, evidence: Evidence) -> Measurement:

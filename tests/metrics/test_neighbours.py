@@ -63,6 +63,12 @@ def test_few_points_are_no_error(metric: ModuleType) -> None:
     assert 0 <= metric.compare(real, made) <= 1
 
 
+@every_metric
+def test_a_diverged_model_is_the_worst_of_all(metric: ModuleType) -> None:
+    real, made = clouds(50, 50, 0.0, 1.0)
+    assert metric.compare(real, torch.full_like(made, torch.nan)) == 0
+
+
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.2, 1.1), (2.0, 0.5)])
 def test_kid_is_torch_fidelity_s(shift: float, scale: float) -> None:
     """On one subset that is the whole set both estimates are the same."""
