@@ -210,8 +210,14 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
 def _check_metric(name: str, model: str) -> None:
     """Raise SpecError where there is no such metric, or none that `model` can be judged by."""
     family = models.find(model)
-    if not issubclass(family, metrics.find(name).requires):
-        fitting = [known for known in metrics.names() if issubclass(family, metrics.find(known).requires)]
+    metric = metrics.find(name)
+    if metric.compute is None:
+        raise SpecError(
+            f"{name} needs labels or a classifier, so no training can be judged by it: ask `raygen evaluate`"
+        )
+    if not issubclass(family, metric.requires):
+        every = (metrics.find(known) for known in metrics.names())
+        fitting = [each.name for each in every if each.compute and issubclass(family, each.requires)]
         raise SpecError(f"{model} cannot be judged by {name}; it can by {', '.join(fitting)}")
 
 

@@ -209,9 +209,12 @@ def test_an_unknown_model_gets_the_nearest_name() -> None:
 
 
 def test_metrics_must_suit_the_model() -> None:
-    assert refusal("ae", {"evaluation.objective": "val_elbo"}) == "ae cannot be judged by val_elbo; it can by val_mse"
+    refused = "ae cannot be judged by val_elbo; it can by val_compression, val_mse, val_psnr, val_ssim"
+    assert refusal("ae", {"evaluation.objective": "val_elbo"}) == refused
     assert "ae cannot be judged by val_frechet" in refusal("ae", {"evaluation.metrics": ["val_mse", "val_frechet"]})
     assert "did you mean 'val_elbo'?" in refusal("vae", {"evaluation.objective": "elbo"})
+    refused = refusal("ae", {"evaluation.metrics": ["val_anomaly_auroc"]})
+    assert refused.startswith("val_anomaly_auroc needs labels or a classifier, so no training")
 
 
 def test_compiling_and_differentiating_twice_do_not_go_together() -> None:

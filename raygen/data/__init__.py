@@ -53,12 +53,16 @@ class DataOptions(BaseModel):
 class Dataset:
     """Decoded images, uint8 [N, C, H, W] in 0..255, in memory that all processes of a node share.
 
+    Where the source has classes, `train_labels` and `held_out_labels` are those of the images, int64 [N] from 0.
+
     The memory map is copy-on-write: writing to a tensor changes this process only, never the file.
     """
 
     name: str
     train: Tensor
     held_out: Tensor
+    train_labels: Tensor | None = None
+    held_out_labels: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -103,9 +107,12 @@ def load(options: DataOptions) -> Dataset:
         return images
 
     size = str(options.image_size or "native")
-    images = torch.from_numpy(cache.decode_once(f"{name}-{size}", f"{size}\n{fingerprint}", read_checked))
+    decoded, classes = cache.decode_once(f"{name}-{size}", f"{size}\n{fingerprint}", read_checked)
+    images, labels = torch.from_numpy(decoded), None if classes is None else torch.from_numpy(classes)
     held_out = max(1, round(len(images) * options.held_out_fraction))
-    return Dataset(name, images[:-held_out], images[-held_out:])
+    if labels is None:
+        return Dataset(name, images[:-held_out], images[-held_out:])
+    return Dataset(name, images[:-held_out], images[-held_out:], labels[:-held_out], labels[-held_out:])
 
 
 def _source(options: DataOptions) -> tuple[str, str, Callable[[], Images]]:
@@ -121,7 +128,7 @@ def _source(options: DataOptions) -> tuple[str, str, Callable[[], Images]]:
     if os.path.isdir(path):
         files = folder.image_files(path)
         fingerprint = folder.fingerprint(path, files)
-        return path.name, fingerprint, partial(folder.read, files, options.image_size)
+        return path.name, fingerprint, partial(folder.read_with_classes, path, files, options.image_size)
     if os.path.isfile(path):
         return path.stem, array.fingerprint(path), partial(array.read, path, options.image_size)
 

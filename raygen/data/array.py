@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raygen.data.images import Images, resized
+from raygen.data.images import Images, Labelled, resized
 from raygen.errors import DataError
 
 ACCEPTED = (
@@ -51,9 +51,10 @@ def fingerprint(path: Path) -> str:
 def read(path: Path, image_size: int | None) -> Images:
     """Open an array file; values are checked and converted to uint8 when indexed.
 
-    Raises DataError if the file is damaged or its array has another type, shape or range than ACCEPTED says.
+    An array `labels` beside the images of a .npz file holds their classes: integers from 0, of shape [N].
+    Raises DataError if the file is damaged or an array has another type, shape or range than that or ACCEPTED.
     """
-    array = _load(path)
+    array, labels = _load(path)
     if not (array.dtype in (np.uint8, np.bool_) or array.dtype.newbyteorder("=") in (np.float32, np.float64)):
         raise DataError(f"{path} is {array.dtype}; {ACCEPTED}")
     if array.ndim == 3:
@@ -62,24 +63,35 @@ def read(path: Path, image_size: int | None) -> Images:
         array = array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or array.shape[1] not in (1, 3):
         raise DataError(f"{path} is {array.dtype} of shape {list(array.shape)}; {ACCEPTED}")
-    return resized(_ArrayImages(path, array), image_size)
+    images = resized(_ArrayImages(path, array), image_size)
+    return images if labels is None else Labelled(images, _checked_labels(path, labels, len(array)))
 
 
-def _load(path: Path) -> NDArray[Any]:
-    """The array of a .npy file, memory-mapped, or of a .npz file: `images`, else the only one."""
+def _checked_labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[np.int64]:
+    if labels.dtype.kind not in "iu" or labels.shape != (count,) or labels.min(initial=0) < 0:
+        raise DataError(
+            f"{path}: `labels` is {labels.dtype} of shape {list(labels.shape)}; the classes of {count} images are "
+            f"integers from 0 of shape [{count}]: correct the array or give it another name"
+        )
+    return labels.astype(np.int64)
+
+
+def _load(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The array of a .npy file, memory-mapped, or of a .npz file `images`, else the only one; and its `labels`."""
     try:  # nothing is ever unpickled: an object array could run any code
         with path.open("rb") as file:
             if file.read(2) != b"PK":  # not a zip file
-                return np.lib.format.open_memmap(path, mode="r")
+                return np.lib.format.open_memmap(path, mode="r"), None
             file.seek(0)
             arrays = np.load(file, allow_pickle=False)
             names = arrays.files
             name = "images" if "images" in names else names[0] if len(names) == 1 else None
             array = None if name is None else arrays[name]
+            labels = arrays["labels"] if name == "images" and "labels" in names else None
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "damaged, of another format, or Python objects"
         raise DataError(f"cannot read {path} as a .npy or .npz file ({reason})") from error
     if isinstance(array, np.ndarray):  # a member that is no array comes as bytes
-        return array
+        return array, labels if isinstance(labels, np.ndarray) else None
     found = ", ".join(names[:10]) or "nothing"
     raise DataError(f"{path} holds {found}; name the array with the images `images`")

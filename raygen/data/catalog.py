@@ -17,10 +17,14 @@ from typing import TYPE_CHECKING
 from raygen.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from raygen.data.images import Images
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")  # where Debian's data-set packages put their files
 CELEBA_TRAINING_IMAGES = 162_770  # files 000001 to 162770; validation and test images follow
+STACKED_IMAGES = 30_000  # 30 of each mode
 DOWNLOAD_TIMEOUT_SECONDS = 30  # of silence; without it a firewall that drops packets stalls us for minutes
 
 
@@ -29,10 +33,25 @@ def digits(root: Path | None, image_size: int | None) -> Images:
     import numpy as np
     from sklearn.datasets import load_digits
 
-    from raygen.data.images import resized
+    from raygen.data.images import Labelled, resized
 
-    pixels = load_digits().images[:, None]  # 0..16
-    return resized(np.rint(pixels * (255 / 16)).astype(np.uint8), image_size)
+    found = load_digits()
+    pixels = np.rint(found.images[:, None] * (255 / 16)).astype(np.uint8)  # from 0..16
+    return Labelled(resized(pixels, image_size), found.target.astype(np.int64))
+
+
+def stacked_digits(root: Path | None, image_size: int | None) -> Images:
+    """Three digits in red, green and blue, 1,000 modes: 30,000 colour 8x8 images, embedded, no download."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from raygen.data.images import Labelled, resized
+
+    found = load_digits()
+    pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    # RandomState's stream is frozen for ever: everyone has the same images.
+    chosen = np.random.RandomState(0).randint(len(pixels), size=(STACKED_IMAGES, 3))
+    return Labelled(resized(pixels[chosen], image_size), found.target[chosen] @ np.array([100, 10, 1]))
 
 
 def mnist(root: Path | None, image_size: int | None) -> Images:
@@ -61,7 +80,9 @@ def fashion_mnist(root: Path | None, image_size: int | None) -> Images:
 
 def cifar10(root: Path | None, image_size: int | None) -> Images:
     """Photographs of CIFAR-10, ten classes: 50,000 colour 32x32 images."""
-    from raygen.data.images import resized
+    import numpy as np
+
+    from raygen.data.images import Labelled, resized
 
     def download(folder: Path) -> None:
         import torchvision
@@ -72,10 +93,10 @@ def cifar10(root: Path | None, image_size: int | None) -> Images:
     import torchvision
 
     try:  # checks the files' MD5 sums before it unpickles them
-        images = torchvision.datasets.CIFAR10(path.parent).data
+        found = torchvision.datasets.CIFAR10(path.parent)
     except RuntimeError as error:
         raise DataError(f"{path} is incomplete or damaged; remove it to have it downloaded again") from error
-    return resized(images.transpose(0, 3, 1, 2), image_size)
+    return Labelled(resized(found.data.transpose(0, 3, 1, 2), image_size), np.array(found.targets, dtype=np.int64))
 
 
 def celeba(root: Path | None, image_size: int | None) -> Images:
@@ -108,20 +129,34 @@ def _idx_places(torchvision_folder: str, debian_folder: str) -> list[str]:
 
 
 def _read_idx(path: Path, image_size: int | None) -> Images:
-    """Read the images of an IDX file: four big-endian integers (2051, N, H, W), then N x H x W bytes."""
-    import numpy as np
+    """The images of an IDX file, with the labels of the file beside it where there is one."""
+    from raygen.data.images import Labelled, resized
 
-    from raygen.data.images import resized
+    pixels = _idx_bytes(path, magic=2051, dimensions=3)
+    images = resized(pixels[:, None], image_size)
+    places = [path.with_name(f"train-labels-idx1-ubyte{suffix}") for suffix in ("", ".gz")]
+    labels = next((place for place in places if place.exists()), None)
+    if labels is None:
+        return images
+    classes = _idx_bytes(labels, magic=2049, dimensions=1)
+    if len(classes) != len(pixels):
+        raise DataError(f"{labels} holds {len(classes)} labels for {len(pixels)} images; remove it")
+    return Labelled(images, classes.astype("int64"))
+
+
+def _idx_bytes(path: Path, magic: int, dimensions: int) -> NDArray[np.uint8]:
+    """The array of an IDX file: big-endian integers (magic, N, …), as many as dimensions and one, then bytes."""
+    import numpy as np
 
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        magic, count, height, width = np.frombuffer(content[:16], dtype=">u4").tolist()
-        if magic != 2051:
-            raise ValueError(f"its first number is {magic}, not 2051")
-        images = np.frombuffer(content, dtype=np.uint8, offset=16).reshape(count, 1, height, width)
+        header_bytes = 4 * (1 + dimensions)
+        found, *shape = np.frombuffer(content[:header_bytes], dtype=">u4").tolist()
+        if found != magic:
+            raise ValueError(f"its first number is {found}, not {magic}")
+        return np.frombuffer(content, dtype=np.uint8, offset=header_bytes).reshape(shape)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"cannot read {path} ({error}); remove it to have it downloaded again") from error
-    return resized(images, image_size)
 
 
 def _find_or_download(name: str, root: Path | None, places: list[str], download: Callable[[Path], None]) -> Path:

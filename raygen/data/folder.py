@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from raygen.data.images import Images, square
+from raygen.data.images import Images, Labelled, square
 from raygen.errors import DataError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -108,6 +108,16 @@ def read(files: list[Path], image_size: int | None) -> Images:
     assert first is not None, "image_files() returns at least one file"
     width, height = first if image_size is None else (image_size, image_size)
     return ImageFiles(files, (len(files), 1 if grey else 3, height, width), image_size)
+
+
+def read_with_classes(folder: Path, files: list[Path], image_size: int | None) -> Images:
+    """What `read` returns, with labels where all files are in two or more sub-folders: one class each, by name."""
+    images = read(files, image_size)
+    classes = [path.relative_to(folder).parts[:-1][:1] for path in files]
+    names = sorted(set(classes))
+    if () in names or len(names) < 2:
+        return images
+    return Labelled(images, np.array([names.index(name) for name in classes], dtype=np.int64))
 
 
 @contextmanager

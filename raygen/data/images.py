@@ -17,6 +17,21 @@ class Images(Protocol):
     def __getitem__(self, indices: NDArray[np.intp], /) -> NDArray[np.uint8]: ...
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Images with the class of each: `labels` is int64 [N], counted from 0."""
+
+    images: Images
+    labels: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.images.shape
+
+    def __getitem__(self, indices: NDArray[np.intp], /) -> NDArray[np.uint8]:
+        return self.images[indices]
+
+
 def square(image: Image.Image, side: int) -> Image.Image:
     """Resize the shorter side to `side` pixels, antialiased, and crop the centre."""
     return ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)

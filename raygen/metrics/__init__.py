@@ -1,8 +1,12 @@
 """What a trained model is judged by on held-out images: one file per metric, found by its file name.
 
 A metric called `elbo` is reported as `val_elbo`. Its file says which way is better (`DIRECTION`), what a model
-must be able to do (`REQUIRES`, a protocol of raygen.models._base) and computes one number:
-`compute(model, images, seed)` with images [N, C, H, W] in [0, 1] on the model's device.
+must be able to do (`REQUIRES`, a protocol of raygen.models._base), and has one or more of these functions:
+
+- `compute(model, images, seed)`: one number, for images [N, C, H, W] in [0, 1] on the model's device. Without it
+  only an evaluation can ask for the metric, as it needs labels or a classifier: no training can be judged by it.
+- `compare(real, made)`: one number from features [N, F] of images and [M, F] of samples, over any network.
+- `measure(model, evidence)`: the number with the details that an evaluation card shows beside it.
 """
 
 from __future__ import annotations
@@ -10,9 +14,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from raygen.errors import SpecError
 
@@ -25,6 +29,26 @@ Direction = Literal["min", "max"]
 PREFIX = "val_"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What an evaluation judges by: held-out images [N, C, H, W] in [0, 1] and what a training does not have."""
+
+    images: Tensor
+    seed: int
+    source: str  # the data set's name
+    labels: Tensor | None = None  # classes [N] of the images
+    normal_class: int | None = None  # the class that is no anomaly
+    is_samples: int = 5000  # importance samples per image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One number, and what must be known about it or is found with it, as plain JSON."""
+
+    value: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Metric:
     """One metric; `name` carries the prefix that says it was computed on held-out images."""
@@ -32,7 +56,9 @@ class Metric:
     name: str
     direction: Direction
     requires: type
-    compute: Callable[[Model, Tensor, int], float]
+    compute: Callable[[Model, Tensor, int], float] | None
+    compare: Callable[[Tensor, Tensor], float] | None = None
+    measure: Callable[[Model, Evidence], Measurement] | None = None
 
     def is_better(self, value: float, than: float) -> bool:
         """Whether `value` beats `than` in this metric's direction."""
@@ -51,4 +77,11 @@ def find(name: str) -> Metric:
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"metrics: {', '.join(names())}"
         raise SpecError(f"there is no metric {name!r}; {hint}")
     module = importlib.import_module(f"{__name__}.{name.removeprefix(PREFIX)}")
-    return Metric(name=name, direction=module.DIRECTION, requires=module.REQUIRES, compute=module.compute)
+    return Metric(
+        name=name,
+        direction=module.DIRECTION,
+        requires=module.REQUIRES,
+        compute=getattr(module, "compute", None),
+        compare=getattr(module, "compare", None),
+        measure=getattr(module, "measure", None),
+    )

@@ -141,3 +141,19 @@ class LikelihoodModel(Protocol):
 
     def elbo(self, images: Tensor, noise: Tensor) -> Tensor:
         """Evidence lower bound [B] in nats, for images [B, C, H, W] and standard normal noise [B, D]."""
+
+
+@runtime_checkable
+class GaussianEncoder(Protocol):
+    """A model whose encoder gives a diagonal Gaussian posterior, to be compared with a standard normal prior."""
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance [B, D] of the approximate posterior of images [B, C, H, W] in [0, 1]."""
+
+
+@runtime_checkable
+class LatentVariableModel(GaussianEncoder, Protocol):
+    """A model that also says how likely an image is given its latents."""
+
+    def log_likelihood(self, images: Tensor, latents: Tensor) -> Tensor:
+        """Log-likelihood [B] in nats of images [B, C, H, W] in [0, 1] given latents [B, D]."""

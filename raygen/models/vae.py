@@ -40,7 +40,7 @@ class VariationalAutoencoder(Model):
 
     def encode(self, images: Tensor) -> Tensor:
         """Means [B, D] of the approximate posterior of images [B, C, H, W]."""
-        return self._posterior(images)[0]
+        return self.posterior(images)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Mean images [B, C, H, W] in [0, 1] given latents [B, D]."""
@@ -65,17 +65,20 @@ class VariationalAutoencoder(Model):
 
     def _bound(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Single-sample log-likelihood [B] and KL divergence to the prior [B], in nats (paper, appendix B)."""
-        mean, log_variance = self._posterior(images)
-        logits = self.decoder(mean + noise * (0.5 * log_variance).exp()).float()
+        mean, log_variance = self.posterior(images)
+        kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)
+        return self.log_likelihood(images, mean + noise * (0.5 * log_variance).exp()), kl
+
+    def log_likelihood(self, images: Tensor, latents: Tensor) -> Tensor:
+        logits = self.decoder(latents).float()
         if self.likelihood == "bernoulli":
             log_probability = -F.binary_cross_entropy_with_logits(logits, images, reduction="none")
         else:
             error = (images - logits.sigmoid()) / self.sigma
             log_probability = -0.5 * error.square() - math.log(self.sigma * math.sqrt(2 * math.pi))
-        kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)
-        return log_probability.flatten(1).sum(dim=1), kl
+        return log_probability.flatten(1).sum(dim=1)
 
-    def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance [B, D] of the approximate posterior."""
         mean, log_variance = self.encoder(images).float().chunk(2, dim=1)
         # Outside these bounds exp() loses all precision in float32, and one early step can reach them.

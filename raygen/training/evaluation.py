@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from raygen import metrics
+from raygen.metrics import _features
 from raygen.models._base import Model
 from raygen.spec import EvaluationOptions
 
@@ -18,4 +19,14 @@ def held_out_images(held_out: Tensor, options: EvaluationOptions, device: torch.
 @torch.no_grad()
 def evaluate(model: Model, images: Tensor, options: EvaluationOptions) -> dict[str, float]:
     """Every metric that the options name, on images [N, C, H, W] in [0, 1] on the model's device."""
-    return {name: metrics.find(name).compute(model, images, options.seed) for name in options.all_metrics}
+    chosen = [metrics.find(name) for name in options.all_metrics]
+    # Samples are drawn and pass through the network once for all metrics that compare them with the images.
+    compares = any(metric.compare for metric in chosen)
+    pair = _features.random_pair(model, images, options.seed) if compares else None
+    values = {}
+    for metric in chosen:
+        assert metric.compute is not None, "the spec refuses a metric that only an evaluation can compute"
+        values[metric.name] = (
+            metric.compare(*pair) if metric.compare and pair else metric.compute(model, images, options.seed)
+        )
+    return values

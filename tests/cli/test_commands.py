@@ -47,7 +47,7 @@ REFUSED = {
     "train vae --gpus 1000": "has",
     "train vae --workers 100000": "type --workers",
     "train vae --objective val_elbow": "did you mean 'val_elbo'",
-    "train gan --objective val_elbo": "gan cannot be judged by val_elbo; it can by val_frechet",
+    "train gan --objective val_elbo": "gan cannot be judged by val_elbo; it can by val_coverage",
     "train gan --compile --set model.loss=wgan-gp": "leave out --compile",
     "train vae --data fashion-mnst": "did you mean fashion-mnist",
     "train vae --data no/such/folder": "no/such/folder",

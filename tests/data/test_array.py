@@ -59,7 +59,7 @@ def test_every_layout_and_type_keeps_the_values(
         if suffix == ".npy":
             np.save(path, saved)
         else:
-            np.savez(path, images=saved, labels=np.zeros(3))
+            np.savez(path, images=saved, notes=np.zeros(3))
         dataset = load_file(path)
     assert dataset.name == "mine"
     assert dataset.shape == (channels, height, width)
@@ -156,3 +156,11 @@ def test_a_file_of_another_kind(tmp_path: Path, refusal: Refusal) -> None:
     message = refusal(tmp_path / "photo.png")
     assert "photo.png" in message
     assert ".npz" in message
+
+
+@pytest.mark.parametrize("labels", [np.zeros(3, dtype=int), np.zeros(4), np.zeros((4, 2), dtype=int), -np.arange(4)])
+def test_labels_that_are_none(tmp_path: Path, refusal: Refusal, labels: np.ndarray) -> None:
+    np.savez(tmp_path / "mine.npz", images=np.zeros((4, 8, 8), dtype=np.uint8), labels=labels)
+    message = refusal(tmp_path / "mine.npz")
+    assert "mine.npz: `labels` is" in message
+    assert "integers from 0 of shape [4]" in message

@@ -145,3 +145,40 @@ def test_large_sources_are_written_in_chunks(tmp_path: Path, monkeypatch: pytest
     file.unlink()
     monkeypatch.setattr(cache, "CHUNK_BYTES", 1000)
     assert torch.equal(load(options).train, whole)
+
+
+def test_labels_are_cached_beside_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.arange(50, dtype=np.uint8).repeat(64).reshape(50, 8, 8)
+    np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(50) % 7)
+    options = DataOptions(source=str(tmp_path / "mine.npz"))
+    first = load(options)
+    assert sorted(file.name.partition(".")[2] for file in decoded_files()) == ["labels.npy", "npy"]
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr("raygen.data.array.read", refuse)
+    again = load(options)
+    for dataset in (first, again):
+        assert dataset.train_labels is not None
+        assert dataset.held_out_labels is not None
+        assert torch.equal(dataset.train_labels, dataset.train[:, 0, 0, 0].long() % 7)
+        assert torch.equal(dataset.held_out_labels, dataset.held_out[:, 0, 0, 0].long() % 7)
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 5, 60, 128, 200])
+def test_truncated_labels_are_read_again(tmp_path: Path, keep_bytes: int) -> None:
+    np.savez(tmp_path / "mine.npz", images=np.zeros((50, 8, 8), dtype=np.uint8), labels=np.arange(50, dtype=np.uint8))
+    options = DataOptions(source=str(tmp_path / "mine.npz"))
+    whole = load(options).train_labels
+    [file] = [file for file in decoded_files() if file.name.endswith(".labels.npy")]
+    file.write_bytes(file.read_bytes()[:keep_bytes])
+    again = load(options).train_labels
+    assert whole is not None
+    assert again is not None
+    assert torch.equal(again, whole)
+
+
+def test_images_without_labels_have_none(tmp_path: Path) -> None:
+    dataset = load(save_noise(tmp_path / "noise.npy"))
+    assert (dataset.train_labels, dataset.held_out_labels) == (None, None)

@@ -80,6 +80,20 @@ def test_labels_are_not_images(tmp_path: Path, refusal: Refusal) -> None:
     assert str(path) in refusal("mnist", root=tmp_path / "root")
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_labels_of_mnist(tmp_path: Path, refusal: Refusal, suffix: str) -> None:
+    write_idx(tmp_path / "root/mnist/train-images-idx3-ubyte")
+    labels = struct.pack(">II", 2049, 20) + bytes(range(20))
+    path = tmp_path / f"root/mnist/train-labels-idx1-ubyte{suffix}"
+    path.write_bytes(gzip.compress(labels[:-1]) if suffix else labels[:-1])
+    assert str(path) in refusal("mnist", root=tmp_path / "root")
+    path.write_bytes(gzip.compress(labels) if suffix else labels)
+    dataset = load(DataOptions(source="mnist", root=tmp_path / "root"))
+    pixels = np.frombuffer(np.random.RandomState(0).bytes(20 * 784), dtype=np.uint8).reshape(20, 784)
+    assert dataset.train_labels is not None
+    assert torch.equal(dataset.train.flatten(1), torch.from_numpy(pixels.copy())[dataset.train_labels])
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "celeba"])
 def test_a_failed_download_says_where_it_looked(
     tmp_path: Path, refusal: Refusal, capfd: pytest.CaptureFixture[str], name: str
@@ -119,7 +133,7 @@ def test_cifar10(tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPat
     folder.mkdir(parents=True)
     pixels = np.repeat(np.arange(12, dtype=np.uint8), 1024).reshape(4, 3072)  # one value per image and channel
     for name in ("data_batch_1", "test_batch"):
-        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [0] * 4}))
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [4, 5, 6, 7]}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["cat"]}))
     message = refusal("cifar10", root=tmp_path / "root")  # not the MD5 sums of CIFAR-10
     assert str(folder) in message
@@ -132,6 +146,8 @@ def test_cifar10(tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPat
     assert dataset.shape == (3, 32, 32)
     images = torch.cat([dataset.train, dataset.held_out])
     assert sorted(images[:, :, 5, 9].tolist()) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert dataset.train_labels is not None
+    assert torch.equal(dataset.train_labels, 4 + dataset.train[:, 0, 5, 9] // 3)
 
 
 def test_celeba(tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,5 +177,8 @@ def test_fashion_mnist_of_debian(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load(DataOptions(source="fashion-mnist"))
     assert dataset.shape == (1, 28, 28)
     assert (len(dataset.train), len(dataset.held_out)) == (54_000, 6_000)
+    assert dataset.train_labels is not None
+    assert dataset.held_out_labels is not None
+    assert torch.cat([dataset.train_labels, dataset.held_out_labels]).bincount().tolist() == [6000] * 10
     pixels = (dataset.train.sum() + dataset.held_out.sum()).item()
     assert pixels / (60_000 * 784) == pytest.approx(72.94, abs=0.01)  # the known mean, 0.2860 x 255

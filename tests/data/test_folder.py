@@ -169,3 +169,20 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, refusal: Refusal) -> None
         assert str(closed) in refusal(tmp_path)
     finally:
         closed.chmod(0o700)
+
+
+def test_class_folders_are_labels(tmp_path: Path) -> None:
+    for index, name in enumerate(("cat", "dog/old", "dog/young", "eel")):
+        for number in range(3):
+            save(tmp_path / "photos" / name / f"{number}.png", index, mode="L")
+    dataset = load_folder(tmp_path / "photos")
+    assert dataset.train_labels is not None
+    classes = torch.tensor([0, 1, 1, 2])
+    assert torch.equal(dataset.train_labels, classes[dataset.train[:, 0, 0, 0].long()])
+
+
+@pytest.mark.parametrize("names", [("a/1.png", "b/1.png", "2.png"), ("a/1.png", "a/2.png"), ("1.png", "2.png")])
+def test_folders_that_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        save(tmp_path / name)
+    assert load_folder(tmp_path).train_labels is None

@@ -141,7 +141,7 @@ def test_options_are_frozen_described_and_plain_json() -> None:
 
 
 def test_names_are_described_and_listed_without_heavy_imports() -> None:
-    assert list(names()) == ["digits", "mnist", "fashion-mnist", "cifar10", "celeba"]
+    assert list(names()) == ["digits", "stacked-digits", "mnist", "fashion-mnist", "cifar10", "celeba"]
     assert all(description.endswith(".") for description in names().values())
     program = (
         "import sys; from raygen.data import names; names(); "
@@ -152,3 +152,25 @@ def test_names_are_described_and_listed_without_heavy_imports() -> None:
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     ).stdout
     assert printed.strip() == "[]"
+
+
+def test_digits_have_their_labels() -> None:
+    """A nearest-neighbour look-up is right for nearly all held-out digits only if the labels are theirs."""
+    digits = load(DataOptions())
+    assert digits.train_labels is not None
+    assert digits.held_out_labels is not None
+    nearest = torch.cdist(digits.held_out.flatten(1).float(), digits.train.flatten(1).float()).argmin(dim=1)
+    assert (digits.train_labels[nearest] == digits.held_out_labels).float().mean() > 0.97
+
+
+def test_stacked_digits_are_three_digits() -> None:
+    stacked, digits = load(DataOptions(source="stacked-digits")), load(DataOptions())
+    assert stacked.shape == (3, 8, 8)
+    assert stacked.train_labels is not None
+    assert len(stacked.train_labels.unique()) == 1000
+    known = {}
+    for images, labels in ((digits.train, digits.train_labels), (digits.held_out, digits.held_out_labels)):
+        assert labels is not None
+        known.update({bytes(image.numpy()): label for image, label in zip(images, labels.tolist(), strict=True)})
+    for image, label in zip(stacked.train[:50], stacked.train_labels[:50].tolist(), strict=True):
+        assert label == int("".join(str(known[bytes(channel.numpy())]) for channel in image))

@@ -23,7 +23,7 @@ FITTING = [
     for model in models.names()
     if issubclass(models.find(model), metrics.find(metric).requires)
 ]
-every_pair = pytest.mark.parametrize(("metric", "model"), FITTING)
+every_pair = pytest.mark.parametrize(("metric", "model"), [pair for pair in FITTING if metrics.find(pair[0]).compute])
 
 
 def untrained(model: str, metric: str) -> tuple[Model, TrainSpec]:
@@ -43,6 +43,8 @@ def test_every_metric_says_what_it_is(name: str) -> None:
     assert name.startswith(metrics.PREFIX)
     assert metric.direction in ("min", "max")
     assert any(fitting == name for fitting, _ in FITTING), "no model can be judged by it"
+    assert metric.compute or metric.measure
+    assert metric.compute or not metric.compare, "what compares features needs no labels"
     better, worse = (1.0, 2.0) if metric.direction == "min" else (2.0, 1.0)
     assert metric.is_better(better, than=worse)
     assert not metric.is_better(worse, than=better)
@@ -81,3 +83,18 @@ def test_an_unknown_metric_gets_the_nearest_name() -> None:
         metrics.find("val_elb")
     with pytest.raises(SpecError, match=f"metrics: {', '.join(metrics.names())}"):
         metrics.find("accuracy")
+
+
+def test_a_training_draws_samples_once(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["val_coverage", "val_recall"]
+    judged = build_model(TrainSpec.create("gan", {"model.hidden": [16]}), ImageShape(1, 8, 8), CPU)
+    spec = TrainSpec.create("gan", {"evaluation.objective": "val_frechet", "evaluation.metrics": names})
+    sizes, sample = [], judged.sample  # type: ignore[operator, union-attr]
+    monkeypatch.setattr(judged, "sample", lambda latents: sizes.append(len(latents)) or sample(latents))
+    values = evaluate(judged, images, spec.evaluation)
+    assert sizes == [100]
+    for name, value in values.items():
+        compute = metrics.find(name).compute
+        assert compute is not None
+        with torch.no_grad():
+            assert value == compute(judged, images, spec.evaluation.seed)

@@ -1,0 +1,156 @@
+"""Judging a trained model with any metric, on what a card then says: no value without its circumstances."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel
+
+from raygen import metrics
+from raygen.data import Dataset
+from raygen.errors import SpecError
+from raygen.metrics import Direction, Evidence, Measurement, Metric, _classifier, _features, _inception
+from raygen.metrics._features import FeatureNetwork
+from raygen.models._base import Model
+from raygen.results import TrainedModel
+
+CARD = "evaluation.json"
+NETWORKS = ("random", "classifier", "inception")
+
+
+class Value(BaseModel, frozen=True, extra="forbid"):
+    """One metric's value; null where it is not finite. `network` and its facts are null where it needs none."""
+
+    value: float | None
+    direction: Direction
+    network: str | None
+    network_facts: dict[str, Any] | None
+    images: int
+    split: Literal["held_out"] = "held_out"
+    seed: int
+    details: dict[str, Any]
+
+
+class EvaluationCard(BaseModel, frozen=True, extra="forbid"):
+    """What a model was judged to be: its options, the data set, and each value by its metric's name."""
+
+    model: dict[str, Any]
+    data: str
+    values: dict[str, Value]
+
+    def write(self, folder: Path) -> Path:
+        """Write the card into `folder` as evaluation.json, whole or not at all; returns its path."""
+        path = folder / CARD
+        partial = path.with_name(f".{CARD}.partial")
+        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+
+def suitable_metrics(trained: TrainedModel) -> list[str]:
+    """The names of all metrics that this model's family can be judged by."""
+    every = (metrics.find(name) for name in metrics.names())
+    return [metric.name for metric in every if isinstance(trained.model, metric.requires)]
+
+
+@torch.no_grad()
+def evaluate(
+    trained: TrainedModel,
+    dataset: Dataset,
+    names: Sequence[str],
+    *,
+    network: str = "random",
+    images: int = 2000,
+    seed: int = 0,
+    is_samples: int = 5000,
+    normal_class: int | None = None,
+    fid_weights: Path | None = None,
+) -> EvaluationCard:
+    """Judge a model by the named metrics on the first `images` held-out images, and as many samples.
+
+    `network` is one of NETWORKS, over which samples are compared; `fid_weights` is a file with the weights of
+    `inception`; `is_samples` are importance samples per image; `normal_class` is the label that is no anomaly.
+    Raises SpecError for a metric or network that is none or does not suit the model, DataError for labels or
+    weights that are missing.
+    """
+    chosen = [_suitable(name, trained) for name in dict.fromkeys(names)]
+    _check(dataset, trained, images, is_samples, network)
+    device = next(trained.model.parameters()).device
+    held_out = dataset.held_out[:images].to(device=device, dtype=torch.float32).div_(255)
+    evidence = Evidence(
+        images=held_out,
+        seed=seed,
+        source=dataset.name,
+        labels=None if dataset.held_out_labels is None else dataset.held_out_labels[:images],
+        normal_class=normal_class,
+        is_samples=is_samples,
+    )
+    compared = [metric for metric in chosen if metric.compare]
+    over = _network(network, dataset, fid_weights) if compared else None
+    measured = _over_features(trained.model, evidence, compared, over) if over else {}
+    measured |= {metric.name: _measured(metric, trained.model, evidence) for metric in chosen if not metric.compare}
+    values = {metric.name: _value(metric, measured[metric.name], evidence, over) for metric in chosen}
+    return EvaluationCard(model=trained.spec.model.model_dump(mode="json"), data=dataset.name, values=values)
+
+
+def _suitable(name: str, trained: TrainedModel) -> Metric:
+    metric = metrics.find(name)
+    if not isinstance(trained.model, metric.requires):
+        fitting = ", ".join(suitable_metrics(trained))
+        raise SpecError(f"{trained.spec.model.name} cannot be judged by {name}; it can by {fitting}")
+    return metric
+
+
+def _check(dataset: Dataset, trained: TrainedModel, images: int, is_samples: int, network: str) -> None:
+    if network not in NETWORKS:
+        raise SpecError(f"there is no feature network {network!r}; networks: {', '.join(NETWORKS)}")
+    count = min(images, len(dataset.held_out))
+    if count < 2:
+        raise SpecError(f"a model is judged on 2 held-out images or more, not {count}: use --images 2000")
+    if is_samples < 1:
+        raise SpecError(f"a likelihood takes 1 importance sample or more, not {is_samples}: use --is-samples 5000")
+    if dataset.shape != tuple(trained.model.shape):
+        raise SpecError(
+            f"the model takes images of {trained.model.shape}, but {dataset.name} has (C, H, W) = {dataset.shape}: "
+            "use --image-size or the data set that it was trained on"
+        )
+
+
+def _network(name: str, dataset: Dataset, fid_weights: Path | None) -> FeatureNetwork:
+    if name == "classifier":
+        return _classifier.trained_on(dataset).as_features()
+    return _inception.load(fid_weights) if name == "inception" else _features.random_network()
+
+
+def _over_features(
+    model: Model, evidence: Evidence, compared: Sequence[Metric], network: FeatureNetwork
+) -> dict[str, Measurement]:
+    """Metrics over one feature network: images and samples pass through it once for all of them."""
+    real = _features.of_real(evidence.images, network)
+    made = _features.of_samples(model, len(evidence.images), evidence.seed, network)
+    return {metric.name: Measurement(value=metric.compare(real, made)) for metric in compared if metric.compare}
+
+
+def _measured(metric: Metric, model: Model, evidence: Evidence) -> Measurement:
+    if metric.measure is not None:
+        return metric.measure(model, evidence)
+    assert metric.compute is not None, "a metric can be computed, compared or measured"
+    return Measurement(value=metric.compute(model, evidence.images, evidence.seed))
+
+
+def _value(metric: Metric, measured: Measurement, evidence: Evidence, network: FeatureNetwork | None) -> Value:
+    over = network if metric.compare else None
+    return Value(
+        value=measured.value if math.isfinite(measured.value) else None,
+        direction=metric.direction,
+        network=over.name if over else None,
+        network_facts=dict(over.facts) if over else None,
+        images=len(evidence.images),
+        seed=evidence.seed,
+        details=dict(measured.details),
+    )

@@ -1,0 +1,115 @@
+"""Feature networks: what Fréchet distance, KID and the neighbour metrics compare images by.
+
+A value means something only together with its network. `random` is a frozen random network, for any image: three
+strided 3×3 convolutions with fixed random orthogonal weights and a fixed random projection to 64 features, as
+Naeem et al. 2020, "Reliable fidelity and diversity metrics", argue for domains far from ImageNet. `classifier`
+(`_classifier.py`) is trained on the data set's labels; `inception` (`_inception.py`) is that of published FIDs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raygen.models._base import Model, Sampler
+
+CHUNK_IMAGES = 500
+SIDE = 32
+RANDOM_CHANNELS = (3, 32, 64, 128)
+RANDOM_FEATURES = 64
+RANDOM_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureNetwork:
+    """A named network; `extract` maps images [B, C, H, W] in [0, 1] to features [B, F] on the same device.
+
+    `facts` are what a reader needs to know to compare values over it: accuracy, digest of the weights.
+    """
+
+    name: str
+    extract: Callable[[Tensor], Tensor]
+    chunk_images: int = CHUNK_IMAGES
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def features(images: Tensor, network: FeatureNetwork) -> Tensor:
+    """Features [N, F] of images [N, C, H, W] in [0, 1], in float64 on the CPU."""
+    chunks = [network.extract(chunk).double().cpu() for chunk in images.split(network.chunk_images)]
+    return torch.cat(chunks)
+
+
+def of_samples(model: Model, count: int, seed: int, network: FeatureNetwork) -> Tensor:
+    """Features [count, F] of samples from latents fixed by `seed`, in float64 on the CPU."""
+    return torch.cat([features(chunk, network) for chunk in samples(model, count, seed)])
+
+
+def samples(model: Model, count: int, seed: int) -> Iterator[Tensor]:
+    """Samples [B, C, H, W] in [0, 1], `count` in all, in chunks, from latents fixed by `seed`."""
+    assert isinstance(model, Sampler)
+    # Drawn on the CPU, so that one seed means the same latents on every device.
+    latents = torch.randn(count, model.latent_dim, generator=torch.Generator().manual_seed(seed))
+    device = next(model.parameters()).device
+    for chunk in latents.split(CHUNK_IMAGES):
+        yield model.sample(chunk.to(device)).float()
+
+
+@lru_cache(maxsize=1)
+def of_real(images: Tensor, network: FeatureNetwork) -> Tensor:
+    """The same as `features`; the held-out images of a training are one tensor, and one pass serves all epochs."""
+    return features(images, network)
+
+
+def random_pair(model: Model, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Features [N, F] of images [N, C, H, W] in [0, 1] and of as many samples, over the random network."""
+    return of_real(images, random_network()), of_samples(model, len(images), seed, random_network())
+
+
+def prepared(images: Tensor) -> Tensor:
+    """Images [N, C, H, W] in [0, 1] to [N, 3, 32, 32] in [-1, 1]."""
+    resized = F.interpolate(images, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+    return 2 * resized.expand(-1, 3, -1, -1) - 1
+
+
+@lru_cache(maxsize=1)
+def random_network() -> FeatureNetwork:
+    """The frozen random network, the same in every version of Raygen."""
+    network = _random_layers()
+
+    def extract(images: Tensor) -> Tensor:
+        found: Tensor = network.to(images.device)(prepared(images))
+        return found
+
+    return FeatureNetwork(name="random", extract=extract)
+
+
+def _random_layers() -> nn.Sequential:
+    # RandomState's stream is frozen by NumPy's policy, so the weights are the same in every version.
+    random = np.random.RandomState(RANDOM_SEED)
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(RANDOM_CHANNELS):
+        convolution = nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=False)
+        layers += [_with_orthogonal_weight(convolution, random), nn.LeakyReLU(0.2)]
+    flat = RANDOM_CHANNELS[-1] * (SIDE // 2 ** (len(RANDOM_CHANNELS) - 1)) ** 2
+    projection = _with_orthogonal_weight(nn.Linear(flat, RANDOM_FEATURES, bias=False), random)
+    return nn.Sequential(*layers, nn.Flatten(), projection).eval().requires_grad_(False)
+
+
+def _with_orthogonal_weight(layer: nn.Conv2d | nn.Linear, random: np.random.RandomState) -> nn.Conv2d | nn.Linear:
+    """The layer with rows or columns orthonormal, scaled by √2 to keep variance through the activations."""
+    rows, columns = len(layer.weight), layer.weight[0].numel()
+    basis, triangle = np.linalg.qr(random.standard_normal((max(rows, columns), min(rows, columns))))
+    # Fixing the signs makes the decomposition unique, whichever LAPACK computed it.
+    basis = basis * np.sign(np.diag(triangle))
+    weight = basis if rows >= columns else basis.T
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(np.sqrt(2) * weight).reshape(layer.weight.shape))
+    return layer
