@@ -136,8 +136,19 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_compile(self) -> Self:
-        if self.training.compile and getattr(self.model, "loss", None) == "wgan-gp":
-            raise SpecError("torch.compile cannot differentiate twice, which wgan-gp needs: leave out --compile")
+        culprit = self.model.differentiates_twice
+        if self.training.compile and culprit is not None:
+            raise SpecError(f"torch.compile cannot differentiate twice, which {culprit} needs: leave out --compile")
+        return self
+
+    @model_validator(mode="after")
+    def _check_batch_size(self) -> Self:
+        size, together = self.training.batch_size, self.model.images_judged_together
+        if size % together:
+            raise SpecError(
+                f"training.batch_size: {size} is no multiple of the {together} images that {self.model.name} judges "
+                f"together; type {max(size // together, 1) * together}"
+            )
         return self
 
 
