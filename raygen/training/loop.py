@@ -33,6 +33,9 @@ from raygen.training.evaluation import evaluate, held_out_images
 STEPS_BETWEEN_SYNCS = 20
 """Steps after which losses are read from the device, a stop is heeded and a checkpoint may be written."""
 
+RECOMPILE_LIMIT = 64
+"""Forms of its networks that a model may have compiled; aegan and vaegan need more than torch's default of 8."""
+
 EMA_RAMP_UP = 0.05
 """A moving average looks back at most on this part of the images seen (Karras et al. 2020, StyleGAN2-ADA)."""
 
@@ -101,8 +104,7 @@ class Training:
             for name, params in own.items()
         }
         if spec.training.compile:
-            for network in model.children():
-                network.compile()
+            _compile(model)
 
     @property
     def judged(self) -> Model:
@@ -158,6 +160,16 @@ class Training:
         # What is no parameter is no average either: singular vectors (spectral norm) follow the weights' own.
         for own, latest in zip(average.buffers(), self.model.buffers(), strict=True):
             own.copy_(latest)
+
+
+def _compile(model: Model) -> None:
+    """Compile each network in place, at its first use."""
+    # A network is compiled anew for every set of tensors that need a gradient. torch counts that over all networks,
+    # those of earlier trainings in this process too, and past its limit of 8 runs them as they are.
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    for network in model.children():
+        network.compile()
 
 
 def learning_rate_scale(options: OptimizerOptions, *, step: int, steps: int) -> float:

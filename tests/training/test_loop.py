@@ -402,6 +402,26 @@ def test_compiling_changes_the_speed_alone(digits: Dataset, path: Path) -> None:
         torch.testing.assert_close(plain[name], compiled_weights[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [("gan", {"model__spectral_norm": True, "model__pack": 2}), ("aegan", {"model__judges": "pairs"}), ("vaegan", {})],
+)
+def test_no_network_of_several_is_left_uncompiled(model: str, options: dict[str, Any]) -> None:
+    """Nor in a process that trains one model after another; torch falls back in silence past a limit."""
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        trained = []
+        for compiled in (False, True):
+            training = started(small(model, training__compile=compiled, **options))
+            for step in range(3):
+                training.step(only_batch(training, step), step)
+            trained.append(training.model.state_dict())
+    plain, same = trained
+    for name, tensor in plain.items():
+        torch.testing.assert_close(tensor, same[name], rtol=1e-3, atol=1e-4)
+
+
 def test_any_images_will_do(path: Path) -> None:
     """What is trained on is the dataset handed in, whatever its name and size."""
     images = torch.randint(0, 256, (30, 3, 9, 12), dtype=torch.uint8)
