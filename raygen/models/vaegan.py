@@ -33,9 +33,11 @@ class VariationalAutoencoderGAN(Model):
         arch: Literal["mlp", "conv"] = Field("conv", description="dense layers or strided convolutions")
         latent_dim: int = Field(32, ge=1, le=65_536, description="size of the latent vector")
         hidden: Sizes = Field((512, 256), description="dense layer sizes, from the image inwards (arch mlp)")
-        beta: float = Field(1.0, ge=0, description="weight of the KL divergence in the encoder's loss")
+        beta: float = Field(
+            20.0, ge=0, description="weight of the KL divergence against the feature error, for the encoder; paper: 1"
+        )
         gamma: float = Field(
-            1e-3, ge=0, description="weight of the feature error against the adversarial loss, for the decoder"
+            0.1, ge=0, description="weight of the feature error against the adversarial loss, for the decoder"
         )
 
     recipe = {

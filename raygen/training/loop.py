@@ -34,7 +34,7 @@ STEPS_BETWEEN_SYNCS = 20
 """Steps after which losses are read from the device, a stop is heeded and a checkpoint may be written."""
 
 RECOMPILE_LIMIT = 64
-"""Forms of its networks that a model may have compiled; aegan and vaegan need more than torch's default of 8."""
+"""Forms of its networks that a model may have compiled; vaegan needs more than torch's default of 8."""
 
 EMA_RAMP_UP = 0.05
 """A moving average looks back at most on this part of the images seen (Karras et al. 2020, StyleGAN2-ADA)."""
