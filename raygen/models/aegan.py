@@ -77,7 +77,7 @@ class AutoencodingGAN(Model):
         ]
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Cross-entropy of telling encoded pairs (x, E(x)) from generated ones (G(z), z) (Dumoulin, eq. 3)."""
+        """Cross-entropy of telling encoded pairs (x, E(x)) from generated ones (G(z), z)."""
         latents = batch.noise.normal("discriminator latents", self.latent_dim)
         with torch.no_grad():
             codes, samples = self.encode(batch.images).float(), self.sample(latents).float()

@@ -160,7 +160,7 @@ class GenerativeAdversarialNetwork(Model):
         return penalty
 
     def _r1_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """γ/2 times the mean squared norm of the gradient at real images (Mescheder, eq. 9), for all steps since."""
+        """γ/2 times the mean squared norm of the gradient at real images (Mescheder's R1), for all steps since."""
         squared_slope = self._slope(self._packs(batch.images)).square().sum(dim=1).mean()
         return 0.5 * self.options.r1 * self.options.r1_every * squared_slope, {"squared_slope": squared_slope}
 

@@ -25,7 +25,9 @@ class VariationalAutoencoderGAN(Model):
 
     That layer is the last convolution (arch conv), as in the paper, or the first dense one, as deeper ones have too
     few numbers to tell one image from another. Each of the three networks minimises its own loss and gets no gradient
-    of the others' (paper, section 2.3).
+    of the others'. The feature error is a sum over thousands of features whose scale the discriminator chooses, so
+    with the paper's weight of 1 the KL divergence counts for little on small images, and samples from the prior are
+    worse than reconstructions: hence the higher `beta`.
     """
 
     class Options(ModelOptions, frozen=True, extra="forbid"):
@@ -78,7 +80,7 @@ class VariationalAutoencoderGAN(Model):
         ]
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """-L_GAN (equation 8, with the reconstructions as further fakes)."""
+        """-L_GAN (algorithm 1): real images against reconstructions and samples."""
         with torch.no_grad():
             reconstructions, samples = self._made(batch, "discriminator")
         real = self._judge(self._seen(batch.images))
@@ -87,13 +89,13 @@ class VariationalAutoencoderGAN(Model):
         return loss, {"real_logit": real.mean(), "fake_logit": fake.mean()}
 
     def _decoder_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """γ times the feature error minus L_GAN, in the form that does not saturate (Goodfellow et al. 2014)."""
+        """γ L_llike - L_GAN (algorithm 1), the latter in the form that does not saturate (Goodfellow et al. 2014)."""
         reconstructions, samples = (self._seen(made) for made in self._made(batch, "decoder"))
         adversarial = (F.softplus(-self._judge(reconstructions)) + F.softplus(-self._judge(samples))).mean()
         return self.gamma * self._feature_error(batch.images, reconstructions) + adversarial, {}
 
     def _encoder_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """KL divergence to the prior plus feature error (equations 3 and 7), in nats."""
+        """L_prior + L_llike (algorithm 1): KL divergence to the prior plus feature error, in nats."""
         mean, log_variance = self._posterior(batch.images)
         kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1).mean()
         latents = _drawn(mean, log_variance, batch.noise.normal("encoder posterior", self.latent_dim))
@@ -117,7 +119,7 @@ class VariationalAutoencoderGAN(Model):
         return logits.squeeze(1)
 
     def _feature_error(self, images: Tensor, reconstructed: Tensor) -> Tensor:
-        """Negative log-likelihood of the images' features under N(`reconstructed`, 1), less its constant (eq. 7)."""
+        """L_llike: negative log-likelihood of the images' features under N(`reconstructed`, 1), less its constant."""
         with torch.no_grad():
             features = self._seen(images).float()
         return 0.5 * (features - reconstructed.float()).square().sum(dim=1).mean()

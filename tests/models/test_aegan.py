@@ -47,7 +47,7 @@ def verdicts(model: Any, images: Tensor, latents: Tensor) -> tuple[Tensor, Tenso
 @every_mode
 @torch.no_grad()
 def test_the_discriminator_tells_encoded_from_generated(judges: str, make_batch: MakeBatch) -> None:
-    """Cross-entropy, of one verdict on pairs or the mean of those on images and on latents (equation 3)."""
+    """Cross-entropy, of one verdict on pairs or the mean of those on images and on latents."""
     model, batch = aegan(judges=judges), make_batch(IMAGES)
     latents = batch.noise.normal("discriminator latents", 5)
     encoded = verdicts(model, IMAGES, model.encode(IMAGES))

@@ -60,7 +60,7 @@ def feature_error(model: Any, reconstructions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_the_discriminator_s_loss(make_batch: MakeBatch) -> None:
-    """Equation 8: real images against reconstructions and samples."""
+    """Algorithm 1: real images against reconstructions and samples."""
     model, batch = vaegan(), make_batch(IMAGES)
     reconstructions, samples = (probability(model, images) for images in made(model, batch, "discriminator"))
     expected = -(probability(model, IMAGES).log() + (1 - reconstructions).log() + (1 - samples).log()).mean()

@@ -378,9 +378,20 @@ def test_bf16_comes_close_and_keeps_weights_in_fp32(digits: Dataset, path: Path)
     assert {tensor.dtype for tensor in weights(path.with_name("bf16")).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("loss", ["non-saturating", "wgan-gp"])
-def test_bf16_suits_a_gan(loss: str, digits: Dataset, path: Path) -> None:
-    spec = small("gan", training__epochs=1, training__precision="bf16", model__loss=loss, model__arch="conv")
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("gan", {}),
+        ("gan", {"model__loss": "wgan-gp"}),
+        ("gan", {"model__r1": 1.0, "model__r1_every": 4, "model__spectral_norm": True, "model__pack": 2}),
+        ("aegan", {}),
+        ("aegan", {"model__judges": "pairs"}),
+        ("vaegan", {}),
+    ],
+)
+def test_bf16_suits_a_gan(model: str, options: dict[str, Any], digits: Dataset, path: Path) -> None:
+    chosen = {"training__epochs": 1, "training__precision": "bf16", "model__arch": "conv", "model__width": 8}
+    spec = small(model, **chosen, **options)
     [epoch] = fit(spec, digits, path)
     assert all(math.isfinite(value) for value in epoch.metrics.values())
 
