@@ -124,7 +124,13 @@ def test_phases_cover_all_parameters(case: Case) -> None:
     model = case.build()
     phases = model.phases()
     assert {id(parameter) for phase in phases for parameter in phase.params} == set(map(id, model.parameters()))
-    assert len({phase.name for phase in phases}) == len(phases)
+    by_name = {phase.name: phase for phase in phases}
+    assert len(by_name) == len(phases)
+    for phase in phases:
+        if phase.optimizer_of is not None:
+            owner = by_name[phase.optimizer_of]
+            assert owner.optimizer_of is None
+            assert list(map(id, owner.params)) == list(map(id, phase.params))
 
 
 @every_case
