@@ -32,7 +32,7 @@ class AutoencodingGAN(Model):
     class Options(ModelOptions, frozen=True, extra="forbid"):
         name: Literal["aegan"] = "aegan"
         arch: Literal["mlp", "conv"] = Field("conv", description="dense layers or strided convolutions")
-        latent_dim: int = Field(32, ge=1, le=65_536, description="size of the latent vector")
+        latent_dim: int = Field(16, ge=1, le=65_536, description="size of the latent vector")
         hidden: Sizes = Field((512, 256), description="dense layer sizes, from the image inwards (arch mlp)")
         judges: Literal["images", "pairs"] = Field(
             "images", description="what the discriminator sees: images, or images with their latents (ALI, BiGAN)"
