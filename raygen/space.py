@@ -80,6 +80,11 @@ class IntUniform(_Interval, frozen=True):
             raise ValueError("a logarithmic range of whole numbers starts at 1 or more")
         return self
 
+    def edges(self) -> list[Any]:
+        low, high = self.bounds
+        # A field that takes multiples of a number would take the bounds, but not the value beside one.
+        return [low, min(low + 1, high), high]
+
 
 class Choice(BaseModel, frozen=True, extra="forbid"):
     """One of the values listed; a value may be a list, such as layer sizes."""

@@ -7,6 +7,7 @@ path, `optimizer.lr`, on the command line (`--set`), in search spaces and in Pyt
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -136,8 +137,19 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_compile(self) -> Self:
-        if self.training.compile and getattr(self.model, "loss", None) == "wgan-gp":
-            raise SpecError("torch.compile cannot differentiate twice, which wgan-gp needs: leave out --compile")
+        culprit = self.model.differentiates_twice
+        if self.training.compile and culprit is not None:
+            raise SpecError(f"torch.compile cannot differentiate twice, which {culprit} needs: leave out --compile")
+        return self
+
+    @model_validator(mode="after")
+    def _check_batch_size(self) -> Self:
+        size, together = self.training.batch_size, self.model.images_judged_together
+        if size % together:
+            raise SpecError(
+                f"training.batch_size: {size} is no multiple of the {together} images that {self.model.name} judges "
+                f"together; type {max(size // together, 1) * together}"
+            )
         return self
 
 
@@ -180,15 +192,22 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_space(self) -> Self:
-        space = self.search.space
-        for key, distribution in space.parameters.items():
+        parameters = self.search.space.parameters
+        for key in parameters:
             self._check_key(key)
-            for value in distribution.edges():
-                try:
-                    self.trial_spec({key: value})
-                except SpecError as error:
-                    raise SpaceError(f"{space.origin}: {key}: {error}") from error
+            self._check_edges(key)
+        # A value may be possible by itself but not with another's: a pack of images and a batch size, say.
+        for pair in itertools.combinations(parameters, 2):
+            self._check_edges(*pair)
         return self
+
+    def _check_edges(self, *keys: str) -> None:
+        space = self.search.space
+        for values in itertools.product(*(space.parameters[key].edges() for key in keys)):
+            try:
+                self.trial_spec(dict(zip(keys, values, strict=True)))
+            except SpecError as error:
+                raise SpaceError(f"{space.origin}: {' with '.join(keys)}: {error}") from error
 
     def _check_key(self, key: str) -> None:
         searchable = [

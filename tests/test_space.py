@@ -196,6 +196,33 @@ def test_a_word_too_many_in_a_form(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("ranges", "said"),
+    [
+        ({"model.pack": "{ choice = [2, 3] }"}, "model.pack: training.batch_size: 128 is no multiple of the 3"),
+        (
+            {"model.pack": "{ choice = [2, 4] }", "training.batch_size": "{ choice = [32, 66] }"},
+            "model.pack with training.batch_size: training.batch_size: 66 is no multiple of the 4",
+        ),
+        (
+            {"model.pack": "{ choice = [1, 2] }", "training.batch_size": "{ int = [32, 64] }"},
+            "model.pack with training.batch_size: training.batch_size: 33 is no multiple of the 2",
+        ),
+        (
+            {"training.compile": "{ choice = [true, false] }", "model.r1": "{ choice = [0.0, 1.0] }"},
+            "training.compile with model.r1: torch.compile cannot differentiate twice",
+        ),
+    ],
+)
+def test_values_that_are_impossible_together(ranges: dict[str, str], said: str, path: Path) -> None:
+    """Found before the search begins; a trial would find them in its midst."""
+    lines = [f'"{key}" = {form}' for key, form in ranges.items()]
+    path.write_text("\n".join(['model = "gan"\nobjective = "val_frechet"\ndirection = "min"\n[parameters]', *lines]))
+    with pytest.raises(SpaceError) as caught:
+        TuneSpec.search_over(str(path), "gan", {})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ('"vae"', '"ae"', "model: this space is for 'ae', not 'vae'"),

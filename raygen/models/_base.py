@@ -81,7 +81,8 @@ class Phase:
     """One optimizer and the loss it minimises.
 
     `loss` is a mean over the images of the batch (the loop weighs ranks by their number of images) and
-    comes with metrics that are such means too. The phase runs on every `every`-th step.
+    comes with metrics that are such means too. The phase runs on every `every`-th step. `optimizer_of` names
+    the phase, of the same parameters, whose optimizer and moments this one uses; none: the phase has its own.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Phase:
     loss: Callable[[Batch], tuple[Tensor, Metrics]]
     every: int = 1
     lr_scale: float = 1.0
+    optimizer_of: str | None = None
 
 
 class Model(nn.Module, ABC):

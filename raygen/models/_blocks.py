@@ -15,15 +15,20 @@ from raygen.models._base import SMALLEST_SIDE, ImageShape
 from raygen.models._options import ModelOptions
 
 
-def encoder(options: ModelOptions, shape: ImageShape, outputs: int, activation: nn.Module) -> nn.Sequential:
-    """A network from images [B, C, H, W] to [B, outputs], dense or convolutional as the options say."""
+def encoder(
+    options: ModelOptions, shape: ImageShape, outputs: int, activation: nn.Module, *, normalised: bool = True
+) -> nn.Sequential:
+    """A network from images [B, C, H, W] to [B, outputs], dense or convolutional as the options say.
+
+    `normalised` puts GroupNorm behind every convolution but the first (Radford et al. 2016 leave it out there).
+    """
     if options.arch == "mlp":
         return nn.Sequential(nn.Flatten(), *_dense([math.prod(shape), *options.hidden, outputs], activation))
     sizes, channels = _pyramid(shape, options.width)
     layers: list[nn.Module] = []
     for level, (outer, inner) in enumerate(itertools.pairwise(channels)):
         layers += [nn.Conv2d(outer, inner, kernel_size=4, stride=2, padding=1)]
-        layers += [_norm(inner)] if level > 0 else []
+        layers += [_norm(inner)] if normalised and level > 0 else []
         layers += [activation]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * math.prod(sizes[-1]), outputs))
 
@@ -46,6 +51,23 @@ def decoder(options: ModelOptions, shape: ImageShape, activation: nn.Module) -> 
             )
         ]
     return nn.Sequential(*layers)
+
+
+def add_spectral_norm(network: nn.Module) -> None:
+    """Divide the weight of every layer by its largest singular value, with a convolution's as [outputs, the rest].
+
+    Miyato et al. 2018, algorithm 1: each forward pass in training mode is one step of the power iteration, whose
+    vectors are buffers. They follow from the weights and the number of passes, not from the data, so they are the
+    same on every process, and a checkpoint holds them.
+    """
+    for layer in list(network.modules()):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.utils.parametrizations.spectral_norm(layer)
+
+
+def dense(sizes: Sequence[int], activation: nn.Module) -> nn.Sequential:
+    """Linear layers from [B, sizes[0]] to [B, sizes[-1]] with the activation between them."""
+    return nn.Sequential(*_dense(sizes, activation))
 
 
 def _dense(sizes: Sequence[int], activation: nn.Module) -> list[nn.Module]:

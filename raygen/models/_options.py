@@ -23,3 +23,13 @@ class ModelOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     latent_dim: int = Field(20, ge=1, le=65_536, description="size of the latent vector (noise dimension)")
     hidden: Sizes = Field((400,), description="dense layer sizes, from the image inwards (arch mlp)")
     width: int = Field(32, ge=1, le=4096, description="channels of the outermost convolution (arch conv)")
+
+    @property
+    def images_judged_together(self) -> int:
+        """Images that a loss looks at as one, so that a batch is split over processes in multiples of it."""
+        return 1
+
+    @property
+    def differentiates_twice(self) -> str | None:
+        """The name of what in these options takes the gradient of a gradient, if anything does."""
+        return None

@@ -3,10 +3,15 @@
 Goodfellow et al. 2014, "Generative adversarial nets" (non-saturating loss); Mao et al. 2017, "Least squares
 GANs"; Lim & Ye 2017, "Geometric GAN" (hinge); Gulrajani et al. 2017, "Improved training of Wasserstein GANs"
 (wgan-gp). The convolutional form follows Radford et al. 2016 (DCGAN) with GroupNorm in place of BatchNorm.
+
+Against instability: Miyato et al. 2018, "Spectral normalization"; Mescheder et al. 2018, "Which training methods for
+GANs do actually converge?" (R1), lazily as in Karras et al. 2020 (StyleGAN2); Heusel et al. 2017, "GANs trained by
+a two time-scale update rule". Against lost modes: Lin et al. 2018, "PacGAN".
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -33,10 +38,40 @@ class GenerativeAdversarialNetwork(Model):
         real_label: float = Field(
             0.9, gt=0, le=1, description="one-sided label smoothing (losses non-saturating and lsgan)"
         )
-        gradient_penalty: float = Field(10.0, ge=0, description="weight of the gradient penalty (loss wgan-gp)")
+        gradient_penalty: float | None = Field(
+            None, ge=0, description="weight of the gradient penalty, with any loss; none: 10 for wgan-gp, else 0"
+        )
+        r1: float = Field(0.0, ge=0, description="weight (gamma) of the R1 penalty on real images; 0: none")
+        r1_every: int = Field(16, ge=1, description="steps from one R1 penalty to the next, which counts for all")
+        spectral_norm: bool = Field(
+            False, description="spectral norm on the discriminator's layers, in place of GroupNorm"
+        )
+        pack: int = Field(
+            1, ge=1, le=64, description="images that the discriminator judges at once (PacGAN); divides the batch size"
+        )
         discriminator_steps: int | None = Field(
             None, ge=1, description="discriminator steps for one generator step; none: 5 for wgan-gp, else 1"
         )
+        discriminator_lr_scale: float = Field(
+            1.0, gt=0, description="discriminator's learning rate, in units of the generator's (two time-scales)"
+        )
+
+        @property
+        def images_judged_together(self) -> int:
+            return self.pack
+
+        @property
+        def penalty_weight(self) -> float:
+            """The weight of the gradient penalty in force."""
+            if self.gradient_penalty is None:
+                return 10.0 if self.loss == "wgan-gp" else 0.0
+            return self.gradient_penalty
+
+        @property
+        def differentiates_twice(self) -> str | None:
+            if self.penalty_weight > 0:
+                return "wgan-gp" if self.loss == "wgan-gp" else "gradient_penalty"
+            return "r1" if self.r1 > 0 else None
 
     recipe = {
         "optimizer": {"lr": 2e-4, "beta1": 0.5},
@@ -48,7 +83,12 @@ class GenerativeAdversarialNetwork(Model):
         super().__init__(options, shape)
         self.options = options
         self.generator = _blocks.decoder(options, shape, nn.ReLU())
-        self.discriminator = _blocks.encoder(options, shape, 1, nn.LeakyReLU(0.2))
+        pack_shape = shape._replace(channels=options.pack * shape.channels)
+        self.discriminator = _blocks.encoder(
+            options, pack_shape, 1, nn.LeakyReLU(0.2), normalised=not options.spectral_norm
+        )
+        if options.spectral_norm:
+            _blocks.add_spectral_norm(self.discriminator)
 
     def sample(self, latents: Tensor) -> Tensor:
         logits: Tensor = self.generator(latents)
@@ -56,29 +96,36 @@ class GenerativeAdversarialNetwork(Model):
 
     def phases(self) -> list[Phase]:
         steps = self.options.discriminator_steps or (5 if self.options.loss == "wgan-gp" else 1)
-        return [
-            Phase(
-                name="discriminator",
-                params=list(self.discriminator.parameters()),
-                loss=self._discriminator_loss,
-            ),
-            Phase(
-                name="generator",
-                params=list(self.generator.parameters()),
-                loss=self._generator_loss,
-                every=steps,
-            ),
-        ]
+        discriminator = Phase(
+            name="discriminator",
+            params=list(self.discriminator.parameters()),
+            loss=self._discriminator_loss,
+            lr_scale=self.options.discriminator_lr_scale,
+        )
+        generator = Phase(
+            name="generator", params=list(self.generator.parameters()), loss=self._generator_loss, every=steps
+        )
+        if self.options.r1 == 0:
+            return [discriminator, generator]
+        # The discriminator's own optimizer: one of its own would, being Adam, take no notice of the weight.
+        every = self.options.r1_every
+        r1 = replace(discriminator, name="r1", loss=self._r1_loss, every=every, optimizer_of="discriminator")
+        return [discriminator, generator, r1]
 
-    def _judge(self, images: Tensor) -> Tensor:
-        """Discriminator logits [B] of images [B, C, H, W] in [0, 1]."""
-        logits: Tensor = self.discriminator(2 * images - 1).float()
+    def _packs(self, images: Tensor) -> Tensor:
+        """Packs [B/pack, pack·C, H, W] of neighbouring images [B, C, H, W], joined along the channels (PacGAN)."""
+        return images.reshape(-1, self.options.pack * self.shape.channels, *images.shape[2:])
+
+    def _judge(self, packs: Tensor) -> Tensor:
+        """Discriminator logits [B/pack] of packs [B/pack, pack·C, H, W] of images in [0, 1]."""
+        logits: Tensor = self.discriminator(2 * packs - 1).float()
         return logits.squeeze(1)
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         with torch.no_grad():
-            fakes = self.sample(batch.noise.normal("discriminator latents", self.latent_dim)).float()
-        real, fake = self._judge(batch.images), self._judge(fakes)
+            samples = self.sample(batch.noise.normal("discriminator latents", self.latent_dim)).float()
+        reals, fakes = self._packs(batch.images), self._packs(samples)
+        real, fake = self._judge(reals), self._judge(fakes)
         match self.options.loss:
             case "non-saturating":
                 labels = torch.full_like(real, self.options.real_label)
@@ -88,12 +135,14 @@ class GenerativeAdversarialNetwork(Model):
             case "hinge":
                 loss = (F.relu(1 - real) + F.relu(1 + fake)).mean()
             case "wgan-gp":
-                penalty = self._gradient_penalty(batch, fakes)
-                loss = (fake - real).mean() + self.options.gradient_penalty * penalty
+                loss = (fake - real).mean()
+        if self.options.penalty_weight > 0:
+            loss = loss + self.options.penalty_weight * self._gradient_penalty(batch, reals, fakes)
         return loss, {"real_logit": real.mean(), "fake_logit": fake.mean()}
 
     def _generator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        fake = self._judge(self.sample(batch.noise.normal("generator latents", self.latent_dim)))
+        samples = self.sample(batch.noise.normal("generator latents", self.latent_dim))
+        fake = self._judge(self._packs(samples))
         match self.options.loss:
             case "non-saturating":
                 loss = F.softplus(-fake).mean()
@@ -103,10 +152,20 @@ class GenerativeAdversarialNetwork(Model):
                 loss = -fake.mean()
         return loss, {}
 
-    def _gradient_penalty(self, batch: Batch, fakes: Tensor) -> Tensor:
-        """Mean squared distance of the gradient's norm from 1, between real and fake (Gulrajani, eq. 3)."""
-        mix = batch.noise.uniform("interpolation", 1, 1, 1)
-        between = torch.lerp(fakes, batch.images, mix).requires_grad_()
-        [gradient] = torch.autograd.grad(self._judge(between).sum(), between, create_graph=True)
-        penalty: Tensor = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    def _gradient_penalty(self, batch: Batch, reals: Tensor, fakes: Tensor) -> Tensor:
+        """Mean squared distance of the gradient's norm from 1, between real and fake packs (Gulrajani, eq. 3)."""
+        # Of the images of a pack the first decides, so that real and fake are mixed alike in all of it.
+        mix = batch.noise.uniform("interpolation", 1, 1, 1)[:: self.options.pack]
+        penalty: Tensor = (self._slope(torch.lerp(fakes, reals, mix)).norm(dim=1) - 1).square().mean()
         return penalty
+
+    def _r1_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """γ/2 times the mean squared norm of the gradient at real images (Mescheder's R1), for all steps since."""
+        squared_slope = self._slope(self._packs(batch.images)).square().sum(dim=1).mean()
+        return 0.5 * self.options.r1 * self.options.r1_every * squared_slope, {"squared_slope": squared_slope}
+
+    def _slope(self, packs: Tensor) -> Tensor:
+        """Gradient of the logits with respect to packs [N, pack·C, H, W] in [0, 1], flat: [N, pack·C·H·W]."""
+        packs = packs.detach().requires_grad_()
+        [gradient] = torch.autograd.grad(self._judge(packs).sum(), packs, create_graph=True)
+        return gradient.flatten(1)

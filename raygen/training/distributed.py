@@ -24,9 +24,13 @@ class Group:
         """The place in the process group that torch.distributed has been initialised with."""
         return cls(rank=distributed.get_rank(), world_size=distributed.get_world_size(), device=device)
 
-    def rows(self, batch_size: int) -> slice:
-        """The rows of a global batch that this process takes; the parts differ by one row at most."""
-        start, stop = (batch_size * place // self.world_size for place in (self.rank, self.rank + 1))
+    def rows(self, batch_size: int, *, together: int = 1) -> slice:
+        """The rows of a global batch that this process takes, in whole sets of `together` neighbouring rows.
+
+        The parts differ by one set at most. `batch_size` must be a multiple of `together`.
+        """
+        sets = batch_size // together
+        start, stop = (sets * place // self.world_size * together for place in (self.rank, self.rank + 1))
         return slice(start, stop)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:

@@ -33,6 +33,9 @@ from raygen.training.evaluation import evaluate, held_out_images
 STEPS_BETWEEN_SYNCS = 20
 """Steps after which losses are read from the device, a stop is heeded and a checkpoint may be written."""
 
+RECOMPILE_LIMIT = 64
+"""Forms of its networks that a model may have compiled; vaegan needs more than torch's default of 8."""
+
 EMA_RAMP_UP = 0.05
 """A moving average looks back at most on this part of the images seen (Karras et al. 2020, StyleGAN2-ADA)."""
 
@@ -84,7 +87,7 @@ class Training:
         self.steps = steps
         self.group = group
         # Ranks may hold different numbers of images: each counts by its share, and the sum is the global mean.
-        rows = group.rows(spec.training.batch_size)
+        rows = group.rows(spec.training.batch_size, together=spec.model.images_judged_together)
         self.share = (rows.stop - rows.start) / spec.training.batch_size
         self.phases = model.phases()
         self.optimizers = {
@@ -92,6 +95,7 @@ class Training:
                 phase.params, lr=spec.optimizer.lr, betas=(spec.optimizer.beta1, spec.optimizer.beta2), fused=True
             )
             for phase in self.phases
+            if phase.optimizer_of is None
         }
         self.average = copy.deepcopy(model) if spec.training.ema_half_life_images else None
         own = {phase.name: set(phase.params) for phase in self.phases}
@@ -100,8 +104,7 @@ class Training:
             for name, params in own.items()
         }
         if spec.training.compile:
-            for network in model.children():
-                network.compile()
+            _compile(model)
 
     @property
     def judged(self) -> Model:
@@ -125,7 +128,7 @@ class Training:
         return results
 
     def _minimise(self, phase: Phase, batch: Batch, step: int) -> Metrics:
-        optimizer = self.optimizers[phase.name]
+        optimizer = self.optimizers[phase.optimizer_of or phase.name]
         for parameter in self._others[phase.name]:
             parameter.requires_grad_(False)
         # Before the forward pass, which then finds the old gradients' memory free and warm.
@@ -154,6 +157,19 @@ class Training:
         half_life = min(self.spec.training.ema_half_life_images, EMA_RAMP_UP * (step + 1) * batch_size)
         weight = 1 - 0.5 ** (batch_size / half_life)
         torch._foreach_lerp_(list(average.parameters()), list(self.model.parameters()), weight)
+        # What is no parameter is no average either: singular vectors (spectral norm) follow the weights' own.
+        for own, latest in zip(average.buffers(), self.model.buffers(), strict=True):
+            own.copy_(latest)
+
+
+def _compile(model: Model) -> None:
+    """Compile each network in place, at its first use."""
+    # A network is compiled anew for every set of tensors that need a gradient. torch counts that over all networks,
+    # those of earlier trainings in this process too, and past its limit of 8 runs them as they are.
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    for network in model.children():
+        network.compile()
 
 
 def learning_rate_scale(options: OptimizerOptions, *, step: int, steps: int) -> float:
@@ -174,13 +190,15 @@ class Batches:
     def __init__(self, images: Tensor, spec: TrainSpec, group: Group) -> None:
         self.batch_size = spec.training.batch_size
         self.per_epoch = len(images) // self.batch_size
-        if not group.world_size <= self.batch_size <= len(images):
+        together = spec.model.images_judged_together
+        if not group.world_size * together <= self.batch_size <= len(images):
+            each = f", {together} images for each" if together > 1 else ""
             raise SpecError(
                 f"training.batch_size: {self.batch_size} does not fit: it must lie between the number of processes "
-                f"({group.world_size}) and the number of training images ({len(images)})"
+                f"({group.world_size}{each}) and the number of training images ({len(images)})"
             )
         self._seed = spec.seed
-        self._rows = group.rows(self.batch_size)
+        self._rows = group.rows(self.batch_size, together=together)
         self._images = images.to(group.device)
         self._generator = torch.Generator(group.device)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raygen.data import Dataset
+from raygen.errors import SpecError
 from raygen.models._base import Batch, ImageShape
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint
@@ -24,7 +25,8 @@ REAL = torch.rand(7, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 def spec(**options: Any) -> TrainSpec:
     options = {"arch": "mlp", "hidden": [], "latent_dim": 5, **options}
-    return TrainSpec.create("gan", {f"model.{name}": value for name, value in options.items()})
+    settings = {f"model.{name}": value for name, value in options.items()}
+    return TrainSpec.create("gan", {"training.batch_size": 126, **settings})
 
 
 def gan(**options: Any) -> Any:
@@ -176,3 +178,190 @@ def test_the_average_of_the_weights_is_judged_and_kept(digits: Dataset, tmp_path
     images = held_out_images(digits.held_out, trained.evaluation, CPU)
     [(name, value)] = evaluate(model, images, trained.evaluation).items()
     assert epoch.metrics[name] == pytest.approx(value, rel=1e-6)
+
+
+# Penalties
+
+
+@pytest.mark.parametrize("loss", ["non-saturating", "lsgan", "hinge"])
+def test_the_gradient_penalty_goes_with_any_loss(loss: str, make_batch: MakeBatch) -> None:
+    """On an affine discriminator it is (|slope| - 1)² wherever one looks."""
+    plain, penalised = gan(loss=loss), gan(loss=loss, gradient_penalty=3.0)
+    slope = 2 * plain.discriminator[-1].weight.detach().norm().item()
+    expected, generator = losses(plain, make_batch(REAL))
+    assert losses(penalised, make_batch(REAL)) == pytest.approx((expected + 3 * (slope - 1) ** 2, generator), rel=1e-4)
+
+
+@pytest.mark.parametrize("every", [1, 16])
+def test_r1_of_an_affine_discriminator(every: int, make_batch: MakeBatch) -> None:
+    """Mescheder et al. 2018: γ/2 |∇D|², here γ/2 |2w|², which stands for as many steps as it waits."""
+    model = gan(r1=0.3, r1_every=every)
+    weight = model.discriminator[-1].weight
+    phase = model.phases()[-1]
+    loss, reported = phase.loss(make_batch(REAL))
+    squared = 4 * weight.detach().square().sum().item()
+    assert (phase.name, phase.every) == ("r1", every)
+    assert reported["squared_slope"].item() == pytest.approx(squared, rel=1e-5)
+    assert loss.item() == pytest.approx(every * 0.15 * squared, rel=1e-5)
+    [gradient] = torch.autograd.grad(loss, weight)
+    torch.testing.assert_close(gradient, every * 0.3 * 4 * weight.detach())
+
+
+def test_r1_looks_at_real_images_only(make_batch: MakeBatch) -> None:
+    """A discriminator with a kink: flat where the fakes are, of slope 1 in each pixel where the real images are."""
+    model: Any = build_model(spec(r1=2.0, hidden=[1]), SHAPE, CPU)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    _, inner, _, outer = model.discriminator
+    nn.init.constant_(inner.weight, 0.5)
+    nn.init.constant_(inner.bias, -1)
+    nn.init.ones_(outer.weight)
+    for images, slope in ((torch.ones(3, *SHAPE), 1.0), (torch.zeros(3, *SHAPE), 0.2)):
+        _, reported = model.phases()[-1].loss(make_batch(images))
+        assert reported["squared_slope"].item() == pytest.approx(64 * slope**2, rel=1e-5)
+
+
+def test_r1_shares_the_discriminator_s_optimizer(make_batch: MakeBatch) -> None:
+    """So its weight counts beside the adversarial loss; Adam takes no notice of the scale of a loss of its own."""
+    chosen = spec(r1=10.0, r1_every=2)
+    training = Training(chosen, build_model(chosen, SHAPE, CPU), steps=10, group=ALONE)
+    assert set(training.optimizers) == {"discriminator", "generator"}
+    ran = [[done.phase for done in training.step(make_batch(REAL, step=step), step)] for step in range(4)]
+    assert ran == [["discriminator", "generator"], ["discriminator", "generator", "r1"]] * 2
+    [moments, *_] = training.optimizers["discriminator"].state.values()
+    assert moments["step"].item() == 6
+
+
+@pytest.mark.parametrize("weight", [1.0, 100.0])
+def test_r1_flattens_the_discriminator(weight: float, make_batch: MakeBatch) -> None:
+    def slope(**options: Any) -> float:
+        chosen = spec(hidden=[32], r1_every=4, **options)
+        training = Training(chosen, build_model(chosen, SHAPE, CPU), steps=100, group=ALONE)
+        for step in range(100):
+            training.step(make_batch(REAL, step=step), step)
+        model: Any = training.model
+        return model._slope(REAL).norm(dim=1).mean().item()
+
+    assert slope(r1=weight) < 0.8 * slope()
+
+
+# Two time-scales
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_the_discriminator_s_rate_is_in_units_of_the_generator_s(scale: float, make_batch: MakeBatch) -> None:
+    """Adam's first step moves each weight by the learning rate, whatever the gradient."""
+    chosen = spec(discriminator_lr_scale=scale, hidden=[4])
+    training = Training(chosen, build_model(chosen, SHAPE, CPU), steps=10, group=ALONE)
+    model: Any = training.model
+    layers = {"discriminator": model.discriminator[-1].weight, "generator": model.generator[-2].weight}
+    before = {name: weight.detach().clone() for name, weight in layers.items()}
+    training.step(make_batch(REAL), 0)
+    moved = {name: (weight.detach() - before[name]).abs().max().item() for name, weight in layers.items()}
+    assert moved == pytest.approx({"discriminator": 2e-4 * scale, "generator": 2e-4}, rel=1e-2)
+
+
+# Packing
+
+
+def test_packs_are_judged_as_one_input_of_more_channels(make_batch: MakeBatch) -> None:
+    """Lin et al. 2018: with an affine discriminator the logit of a pack is the sum over its images' own weights."""
+    model = gan(pack=3, loss="hinge")
+    layer = model.discriminator[-1]
+    assert layer.in_features == 3 * 64
+    images = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(3))
+    flat = (2 * images - 1).flatten(1)
+    real = [torch.cat(list(flat[first : first + 3])) @ layer.weight[0] + layer.bias for first in (0, 3)]
+    fake = (2 * torch.linspace(-3, 3, 64).sigmoid() - 1).repeat(3) @ layer.weight[0] + layer.bias
+    _, reported = model.phases()[0].loss(make_batch(images))
+    assert reported["real_logit"].item() == pytest.approx(torch.stack(real).mean().item(), rel=1e-4)
+    assert reported["fake_logit"].item() == pytest.approx(fake.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["mlp", "conv"])
+def test_a_packed_discriminator_tells_a_collapsed_generator_from_images_that_differ(
+    arch: str, make_batch: MakeBatch
+) -> None:
+    """Black and white images in equal parts against packs of one colour: no image gives that away, a pack does."""
+
+    def gap(pack: int) -> float:
+        chosen = spec(pack=pack, arch=arch, hidden=[32], width=8, loss="hinge").with_settings({"optimizer.lr": 3e-3})
+        training = Training(chosen, build_model(chosen, SHAPE, CPU), steps=200, group=ALONE)
+        training.phases = training.phases[:1]
+        colour = torch.arange(16) % 2.0
+        training.model.sample = lambda latents: collapsed  # type: ignore[attr-defined, method-assign]
+        for step in range(200):
+            collapsed = torch.full((16, *SHAPE), float(step % 2))
+            [done] = training.step(make_batch(colour[:, None, None, None].expand(-1, *SHAPE), step=step), step)
+        return float(done.values["real_logit"] - done.values["fake_logit"])
+
+    assert gap(2) > 1.5
+    assert gap(1) < 0.5
+
+
+def test_packs_must_fill_the_batch() -> None:
+    with pytest.raises(SpecError) as caught:
+        TrainSpec.create("gan", {"model.pack": 3, "training.batch_size": 128})
+    assert str(caught.value) == (
+        "training.batch_size: 128 is no multiple of the 3 images that gan judges together; type 126"
+    )
+    assert TrainSpec.create("gan", {"model.pack": 3, "training.batch_size": 126}).model.images_judged_together == 3
+
+
+# Spectral norm
+
+
+def singular_values(model: Any) -> list[float]:
+    """The largest singular value of each of the discriminator's weights, as [outputs, the rest]."""
+    layers = [layer for layer in model.discriminator if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return [float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), ord=2)) for layer in layers]
+
+
+@pytest.mark.parametrize("arch", ["mlp", "conv"])
+def test_spectral_norm_bounds_each_layer(arch: str, make_batch: MakeBatch) -> None:
+    """Miyato et al. 2018; also after steps at a high rate, which the power iteration must follow."""
+
+    def trained(spectral_norm: bool) -> Any:
+        chosen = spec(spectral_norm=spectral_norm, arch=arch, hidden=[32, 16], width=8, loss="hinge")
+        chosen = chosen.with_settings({"optimizer.lr": 3e-3})
+        training = Training(chosen, build_model(chosen, ImageShape(1, 16, 16), CPU), steps=50, group=ALONE)
+        images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        for step in range(50):
+            training.step(make_batch(images, step=step), step)
+        return training
+
+    training, free = trained(True), trained(False)
+    assert all(0.9 < value < 1.1 for value in singular_values(training.model))
+    assert any(abs(value - 1) > 0.1 for value in singular_values(free.model))
+    # The average of the weights is divided by its own norm, which the latest weights' vectors still find.
+    training.average.eval()
+    assert all(0.9 < value < 1.1 for value in singular_values(training.average))
+
+
+def test_spectral_norm_takes_the_place_of_group_norm() -> None:
+    """Which would undo the bound: it divides by a deviation that may be small."""
+    for spectral_norm in (False, True):
+        model: Any = build_model(spec(spectral_norm=spectral_norm, arch="conv"), ImageShape(1, 28, 28), CPU)
+        norms = [module for module in model.discriminator.modules() if isinstance(module, nn.GroupNorm)]
+        assert bool(norms) != spectral_norm
+
+
+# Options that need a second derivative
+
+
+@pytest.mark.parametrize(
+    ("options", "culprit"),
+    [
+        ({"loss": "wgan-gp"}, "wgan-gp"),
+        ({"gradient_penalty": 1.0}, "gradient_penalty"),
+        ({"loss": "hinge", "r1": 1.0}, "r1"),
+        ({"loss": "wgan-gp", "gradient_penalty": 0.0}, None),
+        ({"r1": 0.0, "pack": 2, "spectral_norm": True}, None),
+    ],
+)
+def test_what_differentiates_twice_is_not_compiled(options: dict[str, Any], culprit: str | None) -> None:
+    if culprit is None:
+        assert spec(**options).with_settings({"training.compile": True}).training.compile
+    else:
+        with pytest.raises(SpecError, match=f"which {culprit} needs: leave out --compile"):
+            spec(**options).with_settings({"training.compile": True})

@@ -26,6 +26,19 @@ SPECS: dict[str, dict[str, Any]] = {
     "ae": {"model.arch": "conv", "model.noise_std": 0.2},
     "vae": {"model.arch": "mlp", "optimizer.clip_norm": 5.0, "training.ema_half_life_images": 1000},
     "gan": {"model.arch": "conv"},
+    "gan-packed": {
+        "model.arch": "conv",
+        "model.pack": 5,
+        "model.gradient_penalty": 1.0,
+        "model.r1": 1.0,
+        "model.r1_every": 4,
+        "model.discriminator_lr_scale": 2.0,
+        "training.ema_half_life_images": 1000,
+    },
+    "gan-spectral": {"model.spectral_norm": True, "model.loss": "hinge", "training.ema_half_life_images": 1000},
+    "aegan": {"model.judges": "images"},
+    "aegan-pairs": {"model.judges": "pairs"},
+    "vaegan": {"training.ema_half_life_images": 1000},
 }
 every_model = pytest.mark.parametrize("model", SPECS)
 every_size = pytest.mark.parametrize("world_size", [2, 3])
@@ -33,7 +46,7 @@ every_size = pytest.mark.parametrize("world_size", [2, 3])
 
 def spec_of(model: str, **settings: Any) -> TrainSpec:
     common = {"training.batch_size": 50, "training.epochs": 1}
-    return TrainSpec.create(model, {**SMALL, **common, **SPECS[model], **settings})
+    return TrainSpec.create(model.partition("-")[0], {**SMALL, **common, **SPECS[model], **settings})
 
 
 def train_all(group: Group, folder: Path) -> None:
@@ -86,7 +99,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, processes: ForkServerConte
 
 
 def weights(path: Path) -> dict[str, Tensor]:
-    """The weights, and their moving average where there is one."""
+    """The weights with what else the model holds (spectral norm's vectors), and their moving average if any."""
     tensors = checkpoint.read_weights(path)
     return {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "average."))}
 

@@ -82,6 +82,16 @@ def test_it_does_what_plain_torch_would(digits: Dataset, path: Path) -> None:
         ("ae", {"reconstruction_loss", "val_mse"}),
         ("vae", {"vae_loss", "kl", "reconstruction", "val_elbo", "val_mse"}),
         ("gan", {"discriminator_loss", "generator_loss", "real_logit", "fake_logit", "val_frechet"}),
+        (
+            "aegan",
+            {"discriminator_loss", "autoencoder_loss", "encoded_logit", "generated_logit", "reconstruction"}
+            | {"val_frechet", "val_mse"},
+        ),
+        (
+            "vaegan",
+            {"discriminator_loss", "decoder_loss", "encoder_loss", "real_logit", "fake_logit", "kl"}
+            | {"feature_error", "val_frechet", "val_mse"},
+        ),
     ],
 )
 def test_every_epoch_is_reported(model: str, reported: set[str], digits: Dataset, path: Path) -> None:
@@ -179,6 +189,9 @@ def test_more_images_in_a_batch_than_there_are(digits: Dataset, path: Path) -> N
         next(fit(small("ae", training__batch_size=1618), digits, path))
     with pytest.raises(SpecError, match=r"training.batch_size: 2 does not fit.*processes \(3\)"):
         Batches(digits.train, small("ae", training__batch_size=2), Group(world_size=3))
+    packed = small("gan", training__batch_size=8, model__pack=4)
+    with pytest.raises(SpecError, match=r"training.batch_size: 8 does not fit.*processes \(3, 4 images for each\)"):
+        Batches(digits.train, packed, Group(world_size=3))
 
 
 # Batches and noise
@@ -200,6 +213,30 @@ def test_ranks_share_each_batch_of_an_epoch_s_order(count: int, batch_size: int,
         assert max(len(part.images) for part in parts) - min(len(part.images) for part in parts) <= 1
         for draw in (lambda noise: noise.normal("here", 3), lambda noise: noise.uniform("here", 2, 2)):
             assert torch.equal(torch.cat([draw(part.noise) for part in parts]), draw(batch.noise))
+
+
+@given(packs=st.integers(1, 20), pack=st.integers(1, 6), world_size=st.integers(1, 5))
+def test_ranks_share_images_that_are_judged_together_by_whole_packs(packs: int, pack: int, world_size: int) -> None:
+    parts = [Group(rank=rank, world_size=world_size).rows(packs * pack, together=pack) for rank in range(world_size)]
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(packs * pack))
+    assert all(part.start % pack == part.stop % pack == 0 for part in parts)
+    sizes = [part.stop - part.start for part in parts]
+    assert max(sizes) - min(sizes) in (0, pack)
+
+
+def test_the_average_takes_over_what_is_no_parameter() -> None:
+    """Spectral norm's vectors: with those of the first weights it would divide by another number than the norm."""
+    training = started(small("gan", model__spectral_norm=True, training__ema_half_life_images=100_000))
+    first = {name: buffer.clone() for name, buffer in training.model.named_buffers()}
+    for step in range(3):
+        training.step(only_batch(training, step), step)
+    latest = dict(training.model.named_buffers())
+    assert training.average is not None
+    assert first.keys() == latest.keys()
+    for name, buffer in training.average.named_buffers():
+        assert torch.equal(buffer, latest[name])
+        # The vector of a layer of one output has one number, which is 1 always.
+        assert len(buffer) == 1 or not torch.equal(buffer, first[name])
 
 
 def test_order_and_noise_depend_on_seed_epoch_and_step_alone() -> None:
@@ -341,9 +378,20 @@ def test_bf16_comes_close_and_keeps_weights_in_fp32(digits: Dataset, path: Path)
     assert {tensor.dtype for tensor in weights(path.with_name("bf16")).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("loss", ["non-saturating", "wgan-gp"])
-def test_bf16_suits_a_gan(loss: str, digits: Dataset, path: Path) -> None:
-    spec = small("gan", training__epochs=1, training__precision="bf16", model__loss=loss, model__arch="conv")
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("gan", {}),
+        ("gan", {"model__loss": "wgan-gp"}),
+        ("gan", {"model__r1": 1.0, "model__r1_every": 4, "model__spectral_norm": True, "model__pack": 2}),
+        ("aegan", {}),
+        ("aegan", {"model__judges": "pairs"}),
+        ("vaegan", {}),
+    ],
+)
+def test_bf16_suits_a_gan(model: str, options: dict[str, Any], digits: Dataset, path: Path) -> None:
+    chosen = {"training__epochs": 1, "training__precision": "bf16", "model__arch": "conv", "model__width": 8}
+    spec = small(model, **chosen, **options)
     [epoch] = fit(spec, digits, path)
     assert all(math.isfinite(value) for value in epoch.metrics.values())
 
@@ -363,6 +411,26 @@ def test_compiling_changes_the_speed_alone(digits: Dataset, path: Path) -> None:
     assert plain.keys() == compiled_weights.keys()
     for name in plain:
         torch.testing.assert_close(plain[name], compiled_weights[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [("gan", {"model__spectral_norm": True, "model__pack": 2}), ("aegan", {"model__judges": "pairs"}), ("vaegan", {})],
+)
+def test_no_network_of_several_is_left_uncompiled(model: str, options: dict[str, Any]) -> None:
+    """Nor in a process that trains one model after another; torch falls back in silence past a limit."""
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        trained = []
+        for compiled in (False, True):
+            training = started(small(model, training__compile=compiled, **options))
+            for step in range(3):
+                training.step(only_batch(training, step), step)
+            trained.append(training.model.state_dict())
+    plain, same = trained
+    for name, tensor in plain.items():
+        torch.testing.assert_close(tensor, same[name], rtol=1e-3, atol=1e-4)
 
 
 def test_any_images_will_do(path: Path) -> None:

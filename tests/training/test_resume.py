@@ -34,13 +34,23 @@ SPECS: dict[str, dict[str, Any]] = {
     "ae": {"model.noise_std": 0.2, "training.ema_half_life_images": 500},
     "vae": {"optimizer.schedule": "cosine", "optimizer.warmup_fraction": 0.1, "optimizer.clip_norm": 1.0},
     "gan": {"model.arch": "conv", "model.width": 8, "model.loss": "wgan-gp"},
+    "gan-spectral": {
+        "model.arch": "conv",
+        "model.width": 8,
+        "model.spectral_norm": True,
+        "model.pack": 2,
+        "model.r1": 1.0,
+        "model.r1_every": 7,
+    },
+    "aegan": {"model.judges": "pairs"},
+    "vaegan": {"optimizer.lr": 1e-3},
 }
 every_model = pytest.mark.parametrize("model", SPECS)
 
 
 def spec_of(model: str) -> TrainSpec:
     small = {"model.arch": "mlp", "model.hidden": [32], "model.latent_dim": 8, "training.batch_size": 30}
-    return TrainSpec.create(model, {**small, "training.epochs": EPOCHS, **SPECS[model]})
+    return TrainSpec.create(model.partition("-")[0], {**small, "training.epochs": EPOCHS, **SPECS[model]})
 
 
 def state(path: Path) -> dict[str, Tensor]:
