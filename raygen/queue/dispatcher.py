@@ -136,6 +136,10 @@ class Dispatcher:
         except RunError as error:
             self._move(job, State.FAILED, str(error))
             return
+        except OSError as error:
+            # What the folder is on may come back, and the other jobs have folders elsewhere.
+            logger.warning("%s: its run folder cannot be read: %s", job.name, error)
+            return
         if status.state == "finished":
             self._move(job, State.SUCCEEDED)
         elif status.state == "failed" and status.cause != "lost":
@@ -169,7 +173,7 @@ class Dispatcher:
 def _is_held(job: Job) -> bool:
     try:
         return Run(Path(job.folder)).is_held()
-    except RunError:
+    except (RunError, OSError):
         return False
 
 

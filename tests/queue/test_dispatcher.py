@@ -415,6 +415,36 @@ def test_a_run_folder_that_cannot_be_written_fails_its_job_and_no_other(
     assert cluster.accepted() == [now(queue, other).submission_id]
 
 
+def test_a_run_folder_that_cannot_be_read_for_a_while_holds_up_no_other_job(
+    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+) -> None:
+    job = start(queue, cluster, dispatcher, queue_job(queue, storage))
+    cluster.end("job")
+    state = Path(job.folder) / "state.json"
+    readable = state.rename(state.with_name("elsewhere"))
+    state.mkdir()  # reading it is an error of the file system, also for root
+    other = queue_job(queue, storage, "other")
+    dispatcher.tick()
+    assert (now(queue, job).state, now(queue, other).state) == (State.RUNNING, State.STARTING)
+    state.rmdir()
+    readable.rename(state)
+    dispatcher.tick()
+    assert now(queue, job).state is State.SUCCEEDED
+
+
+def test_a_cancelled_job_whose_folder_cannot_be_read_is_ended_all_the_same(
+    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+) -> None:
+    job = start(queue, cluster, dispatcher, queue_job(queue, storage))
+    cluster.end_without_a_word("job")
+    lock = Path(job.folder) / "driver.lock"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    queue.cancel(job)
+    dispatcher.tick()
+    assert now(queue, job).state is State.CANCELLED
+
+
 # Cancelling
 
 
