@@ -26,6 +26,9 @@ from raygen.runs import State as RunState
 UNTIL_TOLD = 1e9
 """Seconds that a submission takes where the test says when it starts, or ends."""
 
+ENDLESS, UNLUCKY = "endless", "unlucky"
+"""How names of jobs begin that run until they are told to stop, and of those that lose their first attempt."""
+
 
 class FakeCluster:
     """The cluster in a folder. Submissions start after `start_s` seconds and finish after `run_s` more."""
@@ -59,8 +62,9 @@ class FakeCluster:
         """Accept a submission, unless it is known."""
         with self._reached() as cluster:
             if submission_id not in cluster["submissions"]:
-                now = time.time()
                 job = str(folder)
+                starts_at = time.time() + self._start_s
+                run_s = UNTIL_TOLD if folder.name.startswith(ENDLESS) else self._run_s
                 others = [each for each in cluster["submissions"].values() if each["folder"] == job]
                 overlapping = [each["id"] for each in others if each["state"] != "ended"]
                 cluster["overlaps"] += [[other, submission_id] for other in overlapping]
@@ -71,8 +75,8 @@ class FakeCluster:
                     "attempt": attempt,
                     "state": "pending",
                     "message": "",
-                    "starts_at": now + self._start_s,
-                    "ends_at": now + self._start_s + self._run_s,
+                    "starts_at": starts_at,
+                    "ends_at": starts_at + run_s,
                 }
             loses_response, cluster["loses_response"] = cluster["loses_response"], False
         if loses_response:
@@ -207,7 +211,10 @@ def _go_on(cluster: dict[str, Any]) -> None:
                 else:
                     submission.update(state="ended", message="exit code 3")
             if submission["state"] == "running" and submission["ends_at"] <= now:
-                run.set_status("finished")
+                if run.name.startswith(UNLUCKY) and submission["attempt"] == 1:
+                    run.set_status("failed", "a node was lost", cause="lost")
+                else:
+                    run.set_status("finished")
                 submission.update(state="ended")
         except RunError:  # somebody deleted the run folder
             submission.update(state="ended", message="exit code 2")

@@ -20,7 +20,7 @@ from making import CLUSTER
 from sqlalchemy import event
 
 from raygen.plan import Capacity
-from raygen.queue import dispatcher, store
+from raygen.queue import dispatcher, job, store
 from raygen.queue.client import Submitted
 from raygen.queue.dispatcher import Dispatcher
 from raygen.queue.store import Store
@@ -124,6 +124,7 @@ def main() -> None:
     """Start dispatchers for as long as somebody asks for them."""
     paths = [Path(argument) for argument in sys.argv[1:]]
     store.LEASE_S = dispatcher.LEASE_S = LEASE_S
+    dispatcher.STOP_GRACE_S, job.FIRST_BACKOFF_S = 0.1, 0.05
     while os.read(0, 1) == b"g":
         child = os.fork()
         if child == 0:

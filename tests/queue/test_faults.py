@@ -8,11 +8,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_cluster import FakeCluster
+from fake_cluster import ENDLESS, UNLUCKY, FakeCluster
 from making import CLUSTER, let_leases_run_out, queue_job
 from typer.testing import CliRunner
 
@@ -85,22 +86,8 @@ def queue(storage: Path) -> Store:
 def test_no_kill_of_the_dispatcher_loses_or_doubles_a_job(
     queue: Store, lives: Lives, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kills, began = 0, time.monotonic()
-    while True:
-        # The real command now and then; what it is made of, which takes a tenth of its time, otherwise.
-        list_jobs = jobs_by_command if kills % 20 == 0 else jobs_by_store
-        without_dispatcher = list_jobs(queue)
-        outcome = lives.ask(b"g")
-        if outcome == b"m":
-            assert list_jobs(queue) == without_dispatcher
-            outcome = lives.ask(b"t")
-        else:
-            # Killed while it registered: that is a restart too.
-            assert list_jobs(queue) == without_dispatcher
-        if outcome == b"e":
-            break
-        assert outcome == b"k", "a dispatcher crashed"
-        kills += 1
+    began = time.monotonic()
+    kills = kill_until_idle(queue, lives)
     with capsys.disabled():
         print(f"\n{kills} kills in {time.monotonic() - began:.1f} s")
     assert kills >= KILLS
@@ -130,6 +117,53 @@ def test_no_kill_of_the_dispatcher_loses_or_doubles_a_job(
     assert len(queue.dispatchers()) == 1
 
 
+@pytest.mark.slow
+def test_no_kill_of_the_dispatcher_makes_an_attempt_more_or_forgets_a_wish(
+    storage: Path, lives: Lives, tmp_path: Path
+) -> None:
+    queue = Store.open(storage)
+    unlucky = [queue_job(queue, storage, f"{UNLUCKY}-{number}") for number in range(6)]
+    endless = [queue_job(queue, storage, f"{ENDLESS}-{number}") for number in range(6)]
+    kill_until_idle(queue, lives)
+
+    cluster = FakeCluster(tmp_path / "cluster")
+    cluster.check()
+    assert {"before stop", "after stop"} <= set((tmp_path / "journal").read_text().splitlines())
+    for job in unlucky:
+        assert (queue.get(job.id).state, queue.get(job.id).losses) == (State.SUCCEEDED, 1)
+        assert [attempt.outcome for attempt in queue.attempts(job)] == ["recovering: a node was lost", "succeeded"]
+        assert cluster.accepted(job.name) == [attempt.submission_id for attempt in queue.attempts(job)]
+    for job in endless:
+        assert [attempt.outcome for attempt in queue.attempts(job)] == ["cancelled: on request"]
+        assert [event.to_state for event in queue.events(job) if event.to_state in ENDED] == [State.CANCELLED]
+        assert cluster.accepted(job.name) == [queue.get(job.id).submission_id]
+        assert queue.get(job.id).submission_id in cluster.stops()
+
+
+def kill_until_idle(queue: Store, lives: Lives) -> int:
+    """Have one dispatcher follow another until no job is left; returns how many were killed."""
+    for kills in count():
+        cancel_endless(queue)
+        # The real command now and then; what it is made of, which takes a tenth of its time, otherwise.
+        list_jobs = jobs_by_command if kills % 20 == 0 else jobs_by_store
+        without_dispatcher = list_jobs(queue)
+        outcome = lives.ask(b"g")
+        # It waits before its first tick, unless it was killed while it registered: that is a restart too.
+        assert list_jobs(queue) == without_dispatcher
+        if outcome == b"m":
+            outcome = lives.ask(b"t")
+        if outcome == b"e":
+            return kills
+        assert outcome == b"k", "a dispatcher crashed"
+    raise AssertionError("it never ends")
+
+
+def cancel_endless(queue: Store) -> None:
+    for job in queue.list(states=[State.RUNNING]):
+        if job.name.startswith(ENDLESS) and job.cancelled_at is None:
+            queue.cancel(job)
+
+
 def what(job: int, before: State | None, after: State) -> str:
     return f"job {job}: {before} → {after}" + (", INSERT attempts" if after is State.STARTING else "")
 
@@ -148,5 +182,5 @@ def jobs_by_store(queue: Store) -> list[dict[str, Any]]:
 
 def without_reasons_to_wait(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Why a job waits is found out when somebody asks, and is another thing where no dispatcher is alive."""
-    assert len(jobs) == JOBS
+    assert jobs
     return [{**job, "reason": None} if job["state"] in WAITING else job for job in jobs]
