@@ -28,6 +28,9 @@ from raygen.queue.store import Store
 LEASE_S = 0.1
 """Long enough for a dispatcher that is alive, short enough to wait for after every kill."""
 
+LONGEST_LIFE_S = 20
+"""A dispatcher that has neither come to a new fault point nor ended its jobs by then never will."""
+
 START_S, RUN_S = 0.2, 0.2
 
 
@@ -107,6 +110,7 @@ class FaultyClient:
 
 def live(storage: Path, cluster: Path, journal: Path) -> None:
     """Dispatch until no job is left, or until killed."""
+    signal.alarm(LONGEST_LIFE_S)
     queue = Store.open(storage)
     faults = Faults(journal)
     faults.around_commits(queue)
