@@ -159,7 +159,7 @@ def never_started(cluster: FakeCluster) -> None:
     cluster.end_without_a_word("job", "no such Python")
 
 
-LOSSES = {
+LOSSES: dict[Callable[[FakeCluster], None], str] = {
     lost: "a node was lost",
     gone: "its processes were ended (the node died)",
     never_started: "it could not be started (no such Python)",
