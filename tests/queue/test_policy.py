@@ -345,5 +345,5 @@ def test_a_decision_over_ten_thousand_jobs_takes_little_time() -> None:
     claims = [running(0, gpus=3), *(claim(number, gpus=4) for number in range(1, 10_001))]
     start_s = time.perf_counter()
     assert policy.choose(claims, FOUR, now=NOW) is None
-    # Measured: 12 ms. What looked at all would take seconds.
+    # A bound against growth with the queue, far above what it takes, since machines differ.
     assert time.perf_counter() - start_s < 0.5
