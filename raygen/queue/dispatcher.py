@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from raygen.errors import ClusterUnreachableError, JobChangedError, RunError
+from filelock import Timeout
+
+from raygen.errors import CheckpointError, ClusterUnreachableError, JobChangedError, JobError, RunError
 from raygen.queue.client import JobsClient, Submitted
 from raygen.queue.job import Job, State, backoff_s
 from raygen.queue.store import LEASE_S, Store
@@ -83,10 +85,7 @@ class Dispatcher:
                 self._cancel(job, submitted)
             elif submitted is None and job.state is State.STARTING:
                 self._submit(job)
-            elif submitted is None:
-                # Only a cluster that was restarted forgets what it was given.
-                self._recover(job, "the cluster was restarted and does not know it", counted=False)
-            elif submitted.state == "ended":
+            elif submitted is None or submitted.state == "ended":
                 self._conclude(job, submitted)
             elif submitted.state == "running" and job.state is State.STARTING:
                 self._move(job, State.RUNNING)
@@ -95,11 +94,27 @@ class Dispatcher:
 
     def _submit(self, job: Job) -> None:
         try:
-            Run(Path(job.folder)).begin_attempt(job.attempt)
-        except (RunError, OSError) as error:
+            run = Run(Path(job.folder))
+            # Where this dispatcher was asleep for so long that others went on with the job, its attempt may run by
+            # now, or be long over: whoever holds the run is the only one to write there, and looks before it does.
+            with run.lock().acquire(timeout=0):
+                self._check(job)
+                run.begin_attempt(job.attempt)
+        except Timeout:
+            return  # a process of an earlier attempt is still ending, or another dispatcher is at it
+        except (RunError, CheckpointError, OSError) as error:
             self._move(job, State.FAILED, f"its run folder cannot be used: {error}")
             return
         self._client.submit(job.submission_id, Path(job.folder), job.attempt)
+
+    def _check(self, job: Job) -> None:
+        """Raise JobChangedError unless the job is as this dispatcher saw it, and still its own."""
+        try:
+            current = self._store.get(job.id)
+        except JobError as error:
+            raise JobChangedError(f"{job.name} was removed") from error
+        if current != job:
+            raise JobChangedError(f"{job.name} was changed meanwhile, or is looked after by another dispatcher")
 
     def _cancel(self, job: Job, submitted: Submitted | None) -> None:
         assert job.cancelled_at is not None
@@ -111,8 +126,8 @@ class Dispatcher:
         if self._store.seconds_since(job.cancelled_at) > STOP_GRACE_S:
             self._client.stop(job.submission_id)
 
-    def _conclude(self, job: Job, submitted: Submitted) -> None:
-        """Judge an attempt that the cluster says is over, by what its run folder says."""
+    def _conclude(self, job: Job, submitted: Submitted | None) -> None:
+        """Judge an attempt that is over for the cluster, or forgotten by it, by what its run folder says."""
         try:
             run = Run(Path(job.folder))
             if run.is_held():
@@ -121,10 +136,17 @@ class Dispatcher:
         except RunError as error:
             self._move(job, State.FAILED, str(error))
             return
+        except OSError as error:
+            # What the folder is on may come back, and the other jobs have folders elsewhere.
+            logger.warning("%s: its run folder cannot be read: %s", job.name, error)
+            return
         if status.state == "finished":
             self._move(job, State.SUCCEEDED)
         elif status.state == "failed" and status.cause != "lost":
             self._move(job, State.FAILED, status.reason)
+        elif submitted is None:
+            # Only a cluster that was restarted forgets what it was given.
+            self._recover(job, "the cluster was restarted and does not know it", counted=False)
         elif status.state == "failed":
             self._recover(job, status.reason)
         elif status.state == "interrupted":
@@ -151,7 +173,7 @@ class Dispatcher:
 def _is_held(job: Job) -> bool:
     try:
         return Run(Path(job.folder)).is_held()
-    except RunError:
+    except (RunError, OSError):
         return False
 
 

@@ -1,15 +1,16 @@
 """Who runs next, and why the others wait. Pure: a snapshot of the queue goes in, a decision or words come out.
 
 Jobs are ordered by priority, then age. A job that must wait keeps its claim: one behind it may start on free devices
-only where that cannot delay it, which is where both would fit if all that comes before it had ended (conservative
-backfill, without guesses about how long a job takes). So a large job is never starved by small ones behind it. A job
-that waits to be tried again keeps no claim meanwhile, nor does one that asks for more than the cluster has.
+only where that cannot delay it, however long each job takes. Beside the first that waits that is what nobody needs
+when it starts, even if all that run now and can run beside it still do; of this, every other that waits keeps what it
+asks for. So no job is delayed by one behind it that was queued later. A job that waits to be tried again keeps no
+claim meanwhile, nor does one that asks for more than the cluster has.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from raygen.plan import Capacity
@@ -58,10 +59,9 @@ class _Devices:
     cpus: float
 
     def hold(self, claim: Claim) -> bool:
-        return claim.gpus <= self.gpus + ROUNDING and claim.cpus <= self.cpus
-
-    def cover(self, other: _Devices) -> bool:
-        return other.gpus <= self.gpus + ROUNDING and other.cpus <= self.cpus
+        # What is short of one kind can still hold a claim that needs none of it.
+        enough_gpus = not claim.gpus or claim.gpus <= self.gpus + ROUNDING
+        return enough_gpus and (not claim.cpus or claim.cpus <= self.cpus)
 
     def minus(self, *claims: Claim) -> _Devices:
         return _Devices(
@@ -102,34 +102,45 @@ def clock_time(at: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at))
 
 
-def _scan(claims: Sequence[Claim], capacity: Capacity, *, now: float) -> list[tuple[Claim, str | None]]:
+def _scan(claims: Sequence[Claim], capacity: Capacity, *, now: float) -> Iterator[tuple[Claim, str | None]]:
     """The first waiting claims in order, each with what keeps it from starting now (None: nothing does)."""
     total = _Devices(capacity.gpus, capacity.cpus)
     active = [claim for claim in claims if claim.active]
     waiting = sorted((claim for claim in claims if not claim.active), key=lambda claim: claim.order)[:DEPTH]
     free = total.minus(*active)
-    spare, blocking = free, None  # what may be taken without delaying `blocking` or another that waits
-    scanned: list[tuple[Claim, str | None]] = []
+    spare = free  # what may be taken without delaying one that waits
+    left: list[tuple[Claim, _Devices]] = []  # each that waits, with what it left of this
     for ahead, claim in enumerate(waiting):
         if not total.hold(claim):
-            scanned.append((claim, f"asks for {_amount(claim)}, more than there is: {capacity}"))
+            yield claim, f"asks for {_amount(claim)}, more than there is: {capacity}"
         elif claim.not_before > now:
-            scanned.append((claim, f"is tried again at {clock_time(claim.not_before)}"))
+            yield claim, f"is tried again at {clock_time(claim.not_before)}"
         elif spare.hold(claim):
-            scanned.append((claim, None))
+            yield claim, None
             # What comes behind is judged as if this one ran, which it is about to.
             active, free, spare = [*active, claim], free.minus(claim), spare.minus(claim)
         else:
-            scanned.append((claim, _obstacle(claim, free, blocking, ahead)))
-            reserved = total.minus(claim, *(other for other in active if other.order > claim.order))
-            if not reserved.cover(spare):
-                spare, blocking = spare.at_most(reserved), claim
-    return scanned
+            yield claim, _obstacle(claim, free, left, ahead)
+            spare = spare.minus(claim) if left else spare.at_most(_beside(claim, total, active))
+            left.append((claim, spare))
 
 
-def _obstacle(claim: Claim, free: _Devices, blocking: Claim | None, ahead: int) -> str:
-    if free.hold(claim) and blocking is not None:
-        return f"behind {blocking.name}, which comes first and needs {_amount(blocking)}"
+def _beside(claim: Claim, total: _Devices, active: Sequence[Claim]) -> _Devices:
+    """What stays free when the first claim that waits starts, whichever of the active ones have ended by then."""
+    behind = [other for other in active if other.order > claim.order]
+    before = [other for other in active if other.order < claim.order]
+    room = total.minus(claim)
+    # One that cannot run beside it will have ended; of one kind of device, nothing more than this is known.
+    gpus = sum(other.gpus for other in before if other.gpus <= room.gpus + ROUNDING)
+    cpus = sum(other.cpus for other in before if other.cpus <= room.cpus)
+    return _Devices(max(room.gpus - gpus, 0), max(room.cpus - cpus, 0)).minus(*behind)
+
+
+def _obstacle(claim: Claim, free: _Devices, left: Sequence[tuple[Claim, _Devices]], ahead: int) -> str:
+    if free.hold(claim):
+        keepers = (keeper for keeper, spare in left if not spare.hold(claim))
+        first = next(keepers, left[-1][0])
+        return f"behind {first.name}, which comes first and needs {_amount(first)}"
     behind = f", behind {_count(ahead, 'job')}" if ahead else ""
     return f"waiting for {_missing(claim, free)}{behind}"
 
@@ -140,7 +151,7 @@ def _amount(claim: Claim) -> str:
 
 
 def _missing(claim: Claim, free: _Devices) -> str:
-    if claim.gpus > free.gpus:
+    if claim.gpus > free.gpus + ROUNDING:
         return f"{claim.gpus - max(free.gpus, 0):g} of {_count(claim.gpus, 'GPU')}"
     return f"{claim.cpus - max(free.cpus, 0):g} of {_count(claim.cpus, 'CPU core')}"
 

@@ -53,8 +53,12 @@ class Store:
         """Connect to the database and bring its tables up to date; raises QueueError where that cannot be done."""
         self.url = url
         self.engine = _engine(url)
-        with _explained(url):
-            _migrate(self.engine)
+        try:
+            with _explained(url):
+                _migrate(self.engine)
+        except QueueError:
+            self.engine.dispose()
+            raise
 
     @classmethod
     def open(cls, storage: Path, *, create: bool = True) -> Store:
@@ -63,7 +67,7 @@ class Store:
         if configured:
             try:
                 return cls(sa.make_url(configured))
-            except sa.exc.ArgumentError as error:
+            except (sa.exc.ArgumentError, ValueError) as error:  # the latter for a port that is no number
                 raise QueueError("RAYGEN_DB is no database URL; write postgresql+psycopg://USER@HOST/NAME") from error
         path = storage.expanduser().absolute() / "queue.sqlite"
         if not create and not path.exists():
@@ -77,7 +81,7 @@ class Store:
     @property
     def address(self) -> str:
         """Where the queue is, without its password."""
-        return self.url.render_as_string(hide_password=True)
+        return _shown(self.url)
 
     # What people do
 
@@ -85,8 +89,6 @@ class Store:
         """Put a job at the end of its priority; raises JobError where its name is taken."""
         with self._write() as connection:
             _ensure_cluster(connection, request.cluster)
-            if connection.scalar(sa.select(jobs.c.id).where(jobs.c.name == request.name)) is not None:
-                raise JobError(f"there is a job {request.name!r} already; choose another --name")
             values = {
                 **vars(request),
                 "token": secrets.token_hex(3),
@@ -97,7 +99,11 @@ class Store:
                 "submitted_at": _now(connection),
                 "not_before": 0.0,
             }
-            row = connection.execute(jobs.insert().values(values).returning(jobs)).one()
+            # Looked up first, a name could be taken by somebody else before it is written.
+            inserted = _insert(connection, jobs).values(values).on_conflict_do_nothing().returning(jobs)
+            row = connection.execute(inserted).one_or_none()
+            if row is None:
+                raise JobError(f"there is a job {request.name!r} already; choose another --name")
             _record(connection, row.id, None, State.QUEUED, "submitted")
             return _job(row)
 
@@ -107,7 +113,8 @@ class Store:
             row = connection.execute(sa.select(jobs).where(jobs.c.name == name)).one_or_none()
             if row is not None:
                 return _job(row)
-            beginning = jobs.c.name.startswith(name, autoescape=True)
+            # LIKE would take upper and lower case for the same on SQLite alone.
+            beginning = sa.func.substr(jobs.c.name, 1, len(name)) == name
             rows = connection.execute(sa.select(jobs).where(beginning).order_by(jobs.c.id).limit(4)).all()
         if len(rows) == 1 and name:
             return _job(rows[0])
@@ -271,7 +278,8 @@ class Store:
     def saw(self, cluster: str, capacity: Capacity) -> None:
         """Write down that the cluster answers, and what it has."""
         known = self.cluster(cluster)
-        if known.unreachable_since is None and known.capacity == capacity:
+        unchanged = known.capacity and (known.capacity.gpus, known.capacity.cpus) == (capacity.gpus, capacity.cpus)
+        if known.unreachable_since is None and unchanged:
             return
         values = {"gpus": capacity.gpus, "cpus": capacity.cpus, "unreachable_since": None, "problem": ""}
         with self._write() as connection:
@@ -309,7 +317,9 @@ class Store:
         """
         with self._write() as connection:
             now = _now(connection)
-            lease = connection.execute(sa.select(dispatchers).where(dispatchers.c.id == dispatcher)).one_or_none()
+            # Locked, so that nobody takes this dispatcher for dead while it takes a job.
+            alive = sa.select(dispatchers).where(dispatchers.c.id == dispatcher)
+            lease = connection.execute(alive.with_for_update(read=True, key_share=True)).one_or_none()
             if lease is None or lease.lease_until < now:
                 return None
             cluster = connection.execute(
@@ -341,6 +351,10 @@ class Store:
     ) -> Job:
         """Change the state of a job that a dispatcher looks after; raises JobChangedError where it was changed."""
         with self._write() as connection:
+            # Asked to end since the dispatcher looked at it, it must not wait for another attempt.
+            asked = sa.select(jobs.c.cancelled_at).where(jobs.c.id == job.id).with_for_update()
+            if to is State.RECOVERING and job.cancelled_at is None and connection.scalar(asked) is not None:
+                raise JobChangedError(f"{job.name} was asked to be cancelled meanwhile")
             also = {} if losses is None else {"losses": losses, "not_before": _now(connection) + backoff_s}
             return _move(connection, job, to, reason=reason, also=also)
 
@@ -474,8 +488,11 @@ def place(cluster: str) -> str:
 
 
 def _ensure_cluster(connection: Connection, name: str) -> None:
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    connection.execute(insert(clusters).values(name=name, problem="").on_conflict_do_nothing())
+    connection.execute(_insert(connection, clusters).values(name=name, problem="").on_conflict_do_nothing())
+
+
+def _insert(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def _orphans(cluster: sa.ScalarSelect[Any], dead: Sequence[int]) -> sa.Select[Any]:
@@ -547,4 +564,10 @@ def _explained(url: sa.URL) -> Iterator[None]:
         yield
     except (DBAPIError, DatabaseError) as error:
         reason = str(error.orig).strip().partition("\n")[0]
-        raise QueueError(f"the queue {url.render_as_string(hide_password=True)} cannot be used: {reason}") from error
+        raise QueueError(f"the queue {_shown(url)} cannot be used: {reason}") from error
+
+
+def _shown(url: sa.URL) -> str:
+    """The URL without its password, which PostgreSQL takes as an option too."""
+    hidden = [name for name in url.query if "password" in name]
+    return url.difference_update_query(hidden).render_as_string(hide_password=True)
