@@ -28,7 +28,7 @@ from raygen.errors import (
 )
 from raygen.plan import Capacity, Plan, plan_search, plan_training
 from raygen.queue.job import ACTIVE, ENDED, Job, Request, State
-from raygen.runs import Run, default_storage
+from raygen.runs import CHECKPOINT, Run, default_storage
 
 if TYPE_CHECKING:
     from raygen.data import Dataset
@@ -234,16 +234,23 @@ def tune(
 
 
 def load(run_or_path: str | Path, *, storage: Path | None = None) -> TrainedModel:
-    """The best model of a run, by the run's name or folder, or the one in a best/N folder.
+    """The best model of a run, by the run's name or folder, the one in a best/N folder, or of a .safetensors file.
 
     Raises RunError where there is none, CheckpointError where its files are damaged.
     """
     from raygen import results
 
+    return results.load(find_checkpoint(run_or_path, storage=storage))
+
+
+def find_checkpoint(run_or_path: str | Path, *, storage: Path | None = None) -> Path:
+    """Where the best model of a run is, or the best/N folder or .safetensors file itself; raises RunError."""
     path = Path(run_or_path)
-    if (path / results.WEIGHTS).is_file():
-        return results.load(path)
-    return results.load(Run.open(str(run_or_path), Path(storage or default_storage())).best())
+    if path.suffix == ".safetensors" and path.is_file():
+        return path
+    if (path / CHECKPOINT).is_file():
+        return path
+    return Run.open(str(run_or_path), Path(storage or default_storage())).best()
 
 
 def prepare_training(model: str, settings: Settings, capacity: Capacity) -> Prepared:

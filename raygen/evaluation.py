@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +10,13 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel
 
-from raygen import metrics
+from raygen import files, metrics
 from raygen.data import Dataset
 from raygen.errors import SpecError
 from raygen.metrics import Direction, Evidence, Measurement, Metric, _classifier, _features, _inception
 from raygen.metrics._features import FeatureNetwork
-from raygen.models._base import Model
-from raygen.results import TrainedModel
+from raygen.models._base import Model, Sampler
+from raygen.results import TrainedModel, check_shape
 
 CARD = "evaluation.json"
 NETWORKS = ("random", "classifier", "inception")
@@ -37,25 +36,30 @@ class Value(BaseModel, frozen=True, extra="forbid"):
 
 
 class EvaluationCard(BaseModel, frozen=True, extra="forbid"):
-    """What a model was judged to be: its options, the data set, and each value by its metric's name."""
+    """What a model was judged to be: its options, the data set, and each value by its metric's name.
+
+    `prior` is what its samples were drawn from, null where it cannot be sampled; `train_s` are the seconds that it
+    was trained for, null where its run does not tell.
+    """
 
     model: dict[str, Any]
     data: str
+    prior: str | None
+    train_s: float | None
     values: dict[str, Value]
 
     def write(self, folder: Path) -> Path:
-        """Write the card into `folder` as evaluation.json, whole or not at all; returns its path."""
+        """Write the card into `folder` as evaluation.json, whole or not at all; returns its path, raises RunError."""
         path = folder / CARD
-        partial = path.with_name(f".{CARD}.partial")
-        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with files.whole(path) as partial:
+            partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return path
 
 
 def suitable_metrics(trained: TrainedModel) -> list[str]:
-    """The names of all metrics that this model's family can be judged by."""
+    """The names of all metrics that this model can be judged by."""
     every = (metrics.find(name) for name in metrics.names())
-    return [metric.name for metric in every if isinstance(trained.model, metric.requires)]
+    return [metric.name for metric in every if _judged(metric, trained) is not None]
 
 
 @torch.no_grad()
@@ -92,17 +96,34 @@ def evaluate(
     )
     compared = [metric for metric in chosen if metric.compare]
     over = _network(network, dataset, fid_weights) if compared else None
-    measured = _over_features(trained.model, evidence, compared, over) if over else {}
-    measured |= {metric.name: _measured(metric, trained.model, evidence) for metric in chosen if not metric.compare}
-    values = {metric.name: _value(metric, measured[metric.name], evidence, over) for metric in chosen}
-    return EvaluationCard(model=trained.spec.model.model_dump(mode="json"), data=dataset.name, values=values)
+    measured: dict[str, Measurement] = {}
+    if over and trained.prior:
+        measured |= _over_features(trained.prior.sampler, evidence, compared, over)
+    for metric in chosen:
+        judged = _judged(metric, trained)
+        if judged is not None and not metric.compare:
+            measured[metric.name] = _measured(metric, judged, evidence)
+    return EvaluationCard(
+        model=trained.spec.model.model_dump(mode="json"),
+        data=dataset.name,
+        prior=trained.prior.name if trained.prior else None,
+        train_s=trained.metrics.get("train_s"),
+        values={metric.name: _value(metric, measured[metric.name], evidence, over) for metric in chosen},
+    )
+
+
+def _judged(metric: Metric, trained: TrainedModel) -> Model | None:
+    """What the metric looks at: the model, or what draws its samples; none where there is nothing that suits."""
+    candidate = trained.prior.sampler if metric.requires is Sampler and trained.prior else trained.model
+    return candidate if isinstance(candidate, metric.requires) else None
 
 
 def _suitable(name: str, trained: TrainedModel) -> Metric:
     metric = metrics.find(name)
-    if not isinstance(trained.model, metric.requires):
+    if _judged(metric, trained) is None:
         fitting = ", ".join(suitable_metrics(trained))
-        raise SpecError(f"{trained.spec.model.name} cannot be judged by {name}; it can by {fitting}")
+        gmm = ", and with --prior gmm by that too" if metric.requires is Sampler else ""
+        raise SpecError(f"{trained.spec.model.name} cannot be judged by {name}; it can by {fitting}{gmm}")
     return metric
 
 
@@ -114,11 +135,7 @@ def _check(dataset: Dataset, trained: TrainedModel, images: int, is_samples: int
         raise SpecError(f"a model is judged on 2 held-out images or more, not {count}: use --images 2000")
     if is_samples < 1:
         raise SpecError(f"a likelihood takes 1 importance sample or more, not {is_samples}: use --is-samples 5000")
-    if dataset.shape != tuple(trained.model.shape):
-        raise SpecError(
-            f"the model takes images of {trained.model.shape}, but {dataset.name} has (C, H, W) = {dataset.shape}: "
-            "use --image-size or the data set that it was trained on"
-        )
+    check_shape(trained, dataset)
 
 
 def _network(name: str, dataset: Dataset, fid_weights: Path | None) -> FeatureNetwork:

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raygen import data, models, pictures
-from raygen.errors import RunError
+from raygen.errors import RunError, SpecError
+from raygen.metrics import _features
 from raygen.models._base import ImageShape, Model, Reconstructor, Sampler
-from raygen.runs import Run, Trial
+from raygen.runs import CHECKPOINT, Run, Trial
 from raygen.spec import TrainSpec, TuneSpec
 from raygen.training import checkpoint
 from raygen.training.checkpoint import BestRecord
@@ -25,27 +26,54 @@ SAMPLES = 64
 RECONSTRUCTIONS = 16
 SAMPLES_SEED = 0
 
-SPEC, WEIGHTS, METRICS, PICTURE = "spec.json", "model.safetensors", "metrics.json", "samples.png"
+SPEC, METRICS, PICTURE = "spec.json", "metrics.json", "samples.png"
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What latents are drawn from, in words, and the model that turns them into images."""
+
+    name: str
+    sampler: Model
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with its best weights, in evaluation mode, and how it came about."""
+    """A model with its best weights, in evaluation mode, and how it came about.
+
+    `metrics` is empty for weights that lie outside a run; `fitted` is a prior fitted afterwards (raygen.prior).
+    """
 
     model: Model
     spec: TrainSpec
     metrics: dict[str, Any]
+    fitted: Prior | None = None
+
+    @property
+    def prior(self) -> Prior | None:
+        """What it is sampled from: the fitted prior, else its own, else none."""
+        own = Prior("standard normal", self.model) if isinstance(self.model, Sampler) else None
+        return self.fitted or own
 
 
-def load(folder: Path) -> TrainedModel:
-    """The model in a best/N folder; raises RunError where the folder is none, CheckpointError if it is damaged."""
-    if not (folder / WEIGHTS).is_file():
-        raise RunError(f"{folder} holds no checkpoint: name a run, or one of its best/N folders")
-    with checkpoint.explained(f"cannot read the checkpoint {folder}"):
+def load(place: Path) -> TrainedModel:
+    """The model in a best/N folder, or of a .safetensors file with its spec.json beside it.
+
+    Raises RunError where there is none, CheckpointError if a file is damaged.
+    """
+    weights = place if place.is_file() else place / CHECKPOINT
+    folder = weights.parent
+    if not weights.is_file():
+        raise RunError(f"{place} holds no checkpoint: name a run, or one of its best/N folders")
+    if place.is_file() and not (folder / SPEC).is_file():
+        raise RunError(f"{place} has no {SPEC} beside it: name a run, or one of its best/N folders")
+    with checkpoint.explained(f"cannot read the checkpoint {place}"):
         spec = TrainSpec.model_validate_json((folder / SPEC).read_text(encoding="utf-8"))
-        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        model = models.find(spec.model.name)(spec.model, ImageShape(*metrics["image_shape"]))
-        model.load_state_dict(checkpoint.read_weights(folder / WEIGHTS))
+        is_whole = (folder / METRICS).is_file()
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8")) if is_whole else {}
+        shape = metrics["image_shape"] if metrics else data.load(spec.data).shape
+        model = models.find(spec.model.name)(spec.model, ImageShape(*shape))
+        model.load_state_dict(checkpoint.read_weights(weights))
     return TrainedModel(model.eval().requires_grad_(False), spec, metrics)
 
 
@@ -70,12 +98,21 @@ def collect_best(run: Run) -> None:
 
 def sample(trained: TrainedModel, count: int, seed: int) -> Tensor:
     """Images [N, C, H, W] in [0, 1] from latents fixed by `seed`; raises RunError where the model cannot."""
-    if not isinstance(trained.model, Sampler):
+    if trained.prior is None:
         raise RunError(
-            f"a model of the family {trained.spec.model.name!r} cannot be sampled: it has no prior over its latents"
+            f"a model of the family {trained.spec.model.name!r} cannot be sampled: it has no prior over its latents; "
+            "--prior gmm fits one"
         )
-    latents = torch.randn(count, trained.model.latent_dim, generator=torch.Generator().manual_seed(seed))
-    return torch.cat([trained.model.sample(chunk) for chunk in latents.split(500)])
+    return torch.cat(list(_features.samples(trained.prior.sampler, count, seed)))
+
+
+def check_shape(trained: TrainedModel, dataset: data.Dataset) -> None:
+    """Raise SpecError where the data set's images are of another shape than the model's."""
+    if dataset.shape != tuple(trained.model.shape):
+        raise SpecError(
+            f"the model takes images of {trained.model.shape}, but {dataset.name} has {ImageShape(*dataset.shape)}: "
+            "use --image-size or the data set that it was trained on"
+        )
 
 
 def _fill(folder: Path, run: Run, trial: Trial, record: BestRecord, dataset: data.Dataset) -> None:
@@ -89,10 +126,11 @@ def _fill(folder: Path, run: Run, trial: Trial, record: BestRecord, dataset: dat
         "parameters": trial.parameters,
         "image_shape": list(dataset.shape),
         "can_sample": issubclass(models.find(spec.model.name), Sampler),
+        "train_s": trial.train_s(record.epoch),
     }
     with checkpoint.explained(f"cannot collect the best checkpoint of trial {trial.number}"):
         folder.mkdir(parents=True)
-        save_file(checkpoint.read_best_weights(trial.checkpoint), folder / WEIGHTS)
+        save_file(checkpoint.read_best_weights(trial.checkpoint), folder / CHECKPOINT)
         (folder / SPEC).write_text(spec.model_dump_json(indent=1), encoding="utf-8")
         (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     pictures.save(_picture(load(folder), dataset), folder / PICTURE)

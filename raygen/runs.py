@@ -49,6 +49,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
+CHECKPOINT = "model.safetensors"
+"""The file with the weights in a best/N folder."""
+
 State = Literal["waiting", "running", "finished", "stopped", "failed", "interrupted"]
 ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
 
@@ -143,6 +146,10 @@ class Trial:
             return []
         stat = path.stat()
         return list(_json_lines(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size)))
+
+    def train_s(self, epoch: int) -> float | None:
+        """Seconds of training up to the end of an epoch, if it is on record."""
+        return next((line["train_s"] for line in self.epochs() if line["epoch"] == epoch), None)
 
     def ask_to_stop(self) -> None:
         """Let the training end at its next sync."""

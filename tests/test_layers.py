@@ -17,7 +17,10 @@ LAYERS = [
     ["raygen"],
     ["api"],
     ["cluster"],
+    ["comparison"],
     ["evaluation", "queue"],
+    ["prior"],
+    ["inspection"],
     ["results"],
     ["runs"],
     ["training"],
@@ -25,6 +28,7 @@ LAYERS = [
     ["spec"],
     ["metrics"],
     ["models", "data", "space", "pictures"],
+    ["files"],
     ["errors"],
 ]
 HEIGHTS = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}
@@ -34,6 +38,7 @@ LIGHT = [
     "raygen/__init__.py",
     "raygen/api.py",
     "raygen/errors.py",
+    "raygen/files.py",
     "raygen/plan.py",
     "raygen/queue/dispatcher.py",
     "raygen/queue/job.py",

@@ -115,6 +115,18 @@ def load(options: DataOptions) -> Dataset:
     return Dataset(name, images[:-held_out], images[-held_out:], labels[:-held_out], labels[-held_out:])
 
 
+def source_positions(dataset: Dataset) -> Tensor:
+    """Position in the source, int64 [N] from 0, of each image that `load` gave: the training images, then the others.
+
+    That of a folder is the order of its sorted paths; of an array, that of its rows.
+    """
+    import torch
+
+    from raygen.data import cache
+
+    return torch.from_numpy(cache.shuffled(len(dataset.train) + len(dataset.held_out)))
+
+
 def _source(options: DataOptions) -> tuple[str, str, Callable[[], Images]]:
     """Name of the source, a text that changes with its content, and the function that reads its images."""
     known = names()

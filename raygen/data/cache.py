@@ -61,6 +61,12 @@ def decode_once(
     return cached
 
 
+def shuffled(count: int) -> NDArray[np.int64]:
+    """The order of the cache, [N]: for each image in it, the position that it has in the source."""
+    # RandomState's stream is frozen for ever; that of numpy's newer Generator may change between versions.
+    return np.random.RandomState(SPLIT_SEED).permutation(count).astype(np.int64)
+
+
 def _labels_path(path: Path) -> Path:
     return path.with_suffix(".labels.npy")
 
@@ -82,8 +88,7 @@ def _map(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None] | Non
 
 def _write(path: Path, images: Images) -> None:
     """Write the images, and their labels if they have any, in their shuffled order."""
-    # RandomState's stream is frozen for ever; that of numpy's newer Generator may change between versions.
-    order = np.random.RandomState(SPLIT_SEED).permutation(images.shape[0])
+    order = shuffled(images.shape[0])
     if isinstance(images, Labelled):
         _write_array(_labels_path(path), images.labels.shape, "<i8", [images.labels[order].tobytes()])
     else:

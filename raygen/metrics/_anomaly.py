@@ -16,14 +16,17 @@ def score_name(model: Model) -> str:
 
 
 def scores(model: Model, images: Tensor, seed: int) -> Tensor:
-    """Score [N] of each of images [N, C, H, W] in [0, 1], higher for stranger ones, in float64 on the CPU.
+    """Score [N] of each of images [N, C, H, W], higher for stranger ones, in float64 on the CPU.
+
+    Images are in [0, 1], or uint8 in 0..255, of which only some at a time are turned into floating point.
 
     Negative ELBO in nats, from one posterior sample with noise fixed by `seed`, or mean squared error per pixel.
     """
     # Drawn on the CPU, so that one seed means the same noise on every device.
     noise = torch.randn(len(images), model.latent_dim, generator=torch.Generator().manual_seed(seed))
     found = []
-    for chunk, chunk_noise in zip(images.split(CHUNK_IMAGES), noise.split(CHUNK_IMAGES), strict=True):
+    for part, chunk_noise in zip(images.split(CHUNK_IMAGES), noise.split(CHUNK_IMAGES), strict=True):
+        chunk = part if part.is_floating_point() else part.float().div_(255)
         if isinstance(model, LikelihoodModel):
             score = -model.elbo(chunk, chunk_noise.to(chunk.device))
         else:

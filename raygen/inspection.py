@@ -1,0 +1,127 @@
+"""Looking closely at a trained model: reconstructions, interpolations, latents, anomaly scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raygen import data, models
+from raygen.data import Dataset
+from raygen.errors import RunError
+from raygen.metrics import _anomaly
+from raygen.models._base import Reconstructor
+from raygen.results import TrainedModel, check_shape
+
+CHUNK_IMAGES = 500
+
+Split = Literal["held-out", "train", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Some images of a data set, uint8 [N, C, H, W], with what is known of each.
+
+    `positions` [N] are those in the source, `held_out` [N] (bool) says which images no training sees, `labels` [N]
+    are the classes where the source has some.
+    """
+
+    images: Tensor
+    positions: Tensor
+    held_out: Tensor
+    labels: Tensor | None
+
+
+def select(dataset: Dataset, split: Split) -> Selection:
+    """The images of one part of a data set, or of both, in the order of the source."""
+    positions = data.source_positions(dataset)
+    held_out = torch.arange(len(positions)) >= len(dataset.train)
+    rows = torch.argsort(positions)
+    if split != "all":
+        rows = rows[held_out[rows] == (split == "held-out")]
+    # Gathered from the two parts one after the other: both together may be larger than memory.
+    images = dataset.train.new_empty(len(rows), *dataset.shape)
+    from_held_out = held_out[rows]
+    images[~from_held_out] = dataset.train[rows[~from_held_out]]
+    images[from_held_out] = dataset.held_out[rows[from_held_out] - len(dataset.train)]
+    labels = None
+    if dataset.train_labels is not None and dataset.held_out_labels is not None:
+        labels = torch.cat([dataset.train_labels, dataset.held_out_labels])[rows]
+    return Selection(images=images, positions=positions[rows], held_out=from_held_out, labels=labels)
+
+
+def require_encoder(trained: TrainedModel, instead: str = "") -> Reconstructor:
+    """The model as one that encodes images; raises RunError naming the families that can, and what to do `instead`."""
+    if isinstance(trained.model, Reconstructor):
+        return trained.model
+    able = ", ".join(name for name in models.names() if issubclass(models.find(name), Reconstructor))
+    hint = f"; {instead}" if instead else ""
+    raise RunError(f"{trained.spec.model.name} has no encoder to look at images with; {able} have one{hint}")
+
+
+@torch.no_grad()
+def encode(trained: TrainedModel, images: Tensor) -> Tensor:
+    """Latents [N, D] of images uint8 [N, C, H, W], a posterior's means; raises RunError without an encoder."""
+    encoder = require_encoder(trained)
+    return torch.cat([encoder.encode(chunk).to(torch.float32) for chunk in _chunks(images)])
+
+
+@torch.no_grad()
+def reconstruct(trained: TrainedModel, dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
+    """The first held-out images and their reconstructions, each [N, C, H, W] in [0, 1].
+
+    Raises RunError without an encoder, SpecError for images of another shape.
+    """
+    encoder = require_encoder(trained)
+    check_shape(trained, dataset)
+    chunks = list(_chunks(dataset.held_out[:count]))
+    rebuilt = [encoder.decode(encoder.encode(chunk)).float() for chunk in chunks]
+    return torch.cat(chunks), torch.cat(rebuilt)
+
+
+@torch.no_grad()
+def score(trained: TrainedModel, images: Tensor, seed: int) -> tuple[str, Tensor]:
+    """The anomaly score's name, and its value [N] for each of images uint8 [N, C, H, W], higher for stranger ones.
+
+    Negative ELBO in nats, or mean squared error per pixel; raises RunError without an encoder.
+    """
+    require_encoder(trained)
+    return _anomaly.score_name(trained.model), _anomaly.scores(trained.model, images, seed)
+
+
+@torch.no_grad()
+def interpolate(trained: TrainedModel, held_out: Tensor, steps: int, rows: int, seed: int) -> Tensor:
+    """Images [rows · steps, C, H, W] in [0, 1], each row leading from one point of the latent space to another.
+
+    Along great circles between draws of a Gaussian prior, which stay where such a prior has its mass (White 2016,
+    "Sampling generative networks"); in straight lines between the encodings of held-out images, uint8
+    [N, C, H, W], where a model has no prior.
+    """
+    fractions = torch.linspace(0, 1, steps)[None, :, None]
+    if trained.prior is None:
+        model = require_encoder(trained)
+        chosen = torch.randint(len(held_out), (rows, 2), generator=torch.Generator().manual_seed(seed))
+        ends = encode(trained, held_out[chosen.flatten()]).unflatten(0, (rows, 2))
+        latents = torch.lerp(ends[:, :1], ends[:, 1:], fractions)
+        return torch.cat([model.decode(chunk).float() for chunk in latents.flatten(0, 1).split(CHUNK_IMAGES)])
+    sampler = trained.prior.sampler
+    ends = torch.randn(rows, 2, sampler.latent_dim, generator=torch.Generator().manual_seed(seed))
+    latents = spherical(ends[:, :1], ends[:, 1:], fractions)
+    return torch.cat([sampler.sample(chunk).float() for chunk in latents.flatten(0, 1).split(CHUNK_IMAGES)])
+
+
+def spherical(first: Tensor, second: Tensor, fraction: Tensor) -> Tensor:
+    """Points at `fraction` in [0, 1] of the great circle between vectors [..., D]; straight where they are parallel."""
+    cosine = torch.nn.functional.cosine_similarity(first, second, dim=-1).unsqueeze(-1)
+    angle = cosine.clamp(-1, 1).acos()
+    sine = angle.sin()
+    on_circle = (((1 - fraction) * angle).sin() * first + (fraction * angle).sin() * second) / sine
+    return torch.where(sine > 1e-4, on_circle, torch.lerp(first, second, fraction))
+
+
+def _chunks(images: Tensor) -> Iterator[Tensor]:
+    """Images uint8 [N, C, H, W] as float ones in [0, 1], some at a time."""
+    return (chunk.float().div_(255) for chunk in images.split(CHUNK_IMAGES))
