@@ -19,6 +19,11 @@ def _console(*, stderr: bool) -> Console:
     return console
 
 
+def data() -> Console:
+    """The console for data."""
+    return _console(stderr=False)
+
+
 def show(data: RenderableType) -> None:
     """Print data for people to standard output."""
     _console(stderr=False).print(data)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import catalog, cluster, console, queue, results, train, tune
+from cli import catalog, cluster, console, evaluation, inspection, queue, results, train, tune
 from raygen.errors import InputError, RaygenError, RunInterruptedError
 
 
@@ -77,7 +77,13 @@ app.command("up")(cluster.up)
 app.command("down")(cluster.down)
 app.command("status")(cluster.status)
 app.command("dispatch")(cluster.dispatch)
-app.command("sample")(results.sample)
+app.command("sample")(inspection.sample)
+app.command("reconstruct")(inspection.reconstruct)
+app.command("interpolate")(inspection.interpolate)
+app.command("encode")(inspection.encode)
+app.command("score")(inspection.score)
+app.command("evaluate")(evaluation.evaluate)
+app.command("compare")(evaluation.compare)
 app.command("models")(catalog.models)
 app.command("datasets")(catalog.datasets)
 app.command("spaces")(catalog.spaces)

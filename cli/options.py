@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from raygen.data import DataOptions
 from raygen.errors import SpecError
-from raygen.spec import Precision, TrainingOptions
+from raygen.spec import EvaluationOptions, Precision, TrainingOptions
 
 Output = Literal["table", "json"]
 """What a command prints its result as."""
@@ -22,10 +22,21 @@ def default(options: type[BaseModel], field: str) -> str:
     return str(options.model_fields[field].default)
 
 
+FeatureNetwork = Literal["random", "classifier", "inception"]
+COMPONENTS = 10
+"""Components of a mixture, for the help; raygen.prior, which has the default, imports torch."""
+
 _DATA, _TRAINING, _DEVICES, _RUNNING = "Data", "Training", "Devices", "Running and output"
+_JUDGING = "Judging and sampling"
 
 Model = Annotated[str | None, typer.Argument(help="Model family; `raygen models` lists them.", show_default=False)]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, the beginning of it, or its folder.")]
+ModelPlace = Annotated[
+    str, typer.Argument(metavar="RUN|PATH", help="A run, a best/N folder, or a .safetensors file with its spec.json.")
+]
+ModelPlaces = Annotated[
+    list[str], typer.Argument(metavar="RUN...", help="Runs, best/N folders or .safetensors files, two or more.")
+]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's name, or the beginning of it.")]
 JobNames = Annotated[list[str], typer.Argument(metavar="JOB...", help="Jobs' names, or the beginnings of them.")]
 
@@ -40,6 +51,16 @@ Data = Annotated[
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with downloaded data sets.", rich_help_panel=_DATA)]
 ImageSize = Annotated[
     int | None, typer.Option(metavar="PIXELS", help="Resize images to squares of this side.", rich_help_panel=_DATA)
+]
+
+OtherData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Data set name, folder of images, .npy or .npz file.",
+        show_default="what the model was trained on",
+        rich_help_panel=_DATA,
+    ),
 ]
 
 Epochs = Annotated[
@@ -64,6 +85,34 @@ Set = Annotated[
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Any field, as in model.hidden=512 (repeatable).", rich_help_panel=_TRAINING
     ),
+]
+
+Metrics = Annotated[
+    str | None, typer.Option(metavar="NAME,...", help="Such as val_frechet,val_ssim.", rich_help_panel=_JUDGING)
+]
+Network = Annotated[
+    FeatureNetwork,
+    typer.Option("--network", help="Whose features samples are compared by.", rich_help_panel=_JUDGING),
+]
+JudgedImages = Annotated[
+    int, typer.Option("--images", help="Held-out images to judge on, at most.", rich_help_panel=_JUDGING)
+]
+JUDGED_IMAGES: int = EvaluationOptions.model_fields["images"].default
+JudgingSeed = Annotated[
+    int, typer.Option("--seed", min=0, help="Of the samples and latents drawn.", rich_help_panel=_JUDGING)
+]
+FidWeights = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Weights of the inception network.", rich_help_panel=_JUDGING)
+]
+Prior = Annotated[
+    Literal["gmm"] | None,
+    typer.Option(
+        "--prior", help="gmm: a Gaussian mixture over the latents of training images.", rich_help_panel=_JUDGING
+    ),
+]
+Components = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of --prior gmm.", show_default=str(COMPONENTS), rich_help_panel=_JUDGING),
 ]
 
 Gpus = Annotated[int | None, typer.Option(help="GPUs in all.", show_default="all", rich_help_panel=_DEVICES)]

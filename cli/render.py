@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
+from raygen import metrics
 from raygen.plan import Plan
 from raygen.queue.job import Attempt, Event, Job
 from raygen.runs import Run, Status, TrialRecord
+
+if TYPE_CHECKING:
+    from raygen.comparison import Compared
+    from raygen.evaluation import EvaluationCard, Value
 
 ALWAYS_SHOWN = ("optimizer.lr", "training.batch_size", "model.latent_dim")
 STATE_STYLES = {
@@ -149,6 +154,66 @@ def status_table(status: Mapping[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def card_table(card: EvaluationCard) -> Table:
+    """A row for each value of an evaluation card."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("metric", overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("better", no_wrap=True)
+    table.add_column("network", overflow="fold")
+    table.add_column("images", justify="right", no_wrap=True)
+    table.add_column("seed", justify="right", no_wrap=True)
+    for name, value in card.values.items():
+        better = "higher" if value.direction == "max" else "lower"
+        network = _network(value)
+        table.add_row(name, _objective(value.value), better, network, str(value.images), str(value.seed))
+    return table
+
+
+def card_subject(card: EvaluationCard) -> str:
+    """What an evaluation card is about, in one line."""
+    trained = "" if card.train_s is None else f", trained for {duration(card.train_s)}"
+    prior = f", prior: {card.prior}" if card.prior else ""
+    return f"{card.model['name']} on held-out images of {card.data}{trained}{prior}"
+
+
+def comparison_table(ranked: Sequence[Compared], names: Sequence[str]) -> Table:
+    """A row for each model, the best first; a dash where a metric does not suit it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("run", overflow="fold", min_width=8)
+    table.add_column("model", overflow="fold", min_width=6)
+    for name in names:
+        arrow = "↑" if metrics.find(name).direction == "max" else "↓"
+        table.add_column(f"{name.removeprefix(metrics.PREFIX)} {arrow}", justify="right", min_width=6)
+    table.add_column("trained", justify="right")
+    for place, each in enumerate(ranked, start=1):
+        fitted = f" + {each.trained.fitted.name}" if each.trained.fitted else ""
+        values = [_value(each.value(name)) for name in names]
+        trained = "–" if each.card.train_s is None else duration(each.card.train_s)
+        table.add_row(str(place), each.name, f"{each.card.model['name']}{fitted}", *values, trained)
+    return table
+
+
+def circumstances(ranked: Sequence[Compared]) -> str:
+    """What the models of a comparison have in common, in one line."""
+    values = [value for each in ranked for value in each.card.values.values()]
+    over = next((f", samples over the network {_network(value)}" for value in values if value.network), "")
+    return f"{values[0].images} held-out images of {ranked[0].card.data}{over}, seed {values[0].seed}"
+
+
+def _network(value: Value) -> str:
+    """A feature network with its accuracy, or that its weights are not the canonical ones."""
+    facts = value.network_facts or {}
+    if "held_out_accuracy" in facts:
+        return f"{value.network} ({100 * facts['held_out_accuracy']:.1f} % right)"
+    return f"{value.network} (not canonical)" if facts.get("canonical") is False else value.network or "–"
+
+
+def _value(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
 
 
 def trial_end(run: Run, record: TrialRecord) -> str:

@@ -1,4 +1,4 @@
-"""`raygen show` and `raygen sample`: what runs left."""
+"""`raygen show`: what a run left."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from typing import Annotated
 
 import typer
 
-from cli import console, follow, options, render
+from cli import console, follow, options, render, thumbnails
 from raygen import api
 from raygen.errors import JobError
 from raygen.queue.job import Job
 from raygen.runs import Run
 
-Count = Annotated[int, typer.Option("--n", "-n", min=1, max=10_000, help="Images to draw.")]
-Picture = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")]
-SampleSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the latents.")]
+Thumbnails = Annotated[bool, typer.Option("--images", help="Draw images of the best model, in a terminal.")]
 
 
-def show(job: options.RunName, storage: options.Storage = None, output: options.OutputOption = "table") -> None:
+def show(
+    job: options.RunName,
+    images: Thumbnails = False,
+    storage: options.Storage = None,
+    output: options.OutputOption = "table",
+) -> None:
     """Show a job: its trials with the best first, where the best checkpoints are, and what happened to it."""
     site = api.Site(storage)
     queued = _in_queue(site, job)
@@ -36,6 +39,8 @@ def show(job: options.RunName, storage: options.Storage = None, output: options.
         return
     console.talk().print(f"{run.folder}: ", title, sep="", soft_wrap=True)
     follow.show_run(run, output=output)
+    if images:
+        thumbnails.show(run)
     if events:
         console.show("")
         console.show(render.history_table(events))
@@ -50,19 +55,3 @@ def _in_queue(site: api.Site, name: str) -> Job | None:
         return site.store.find(name)
     except JobError:
         return None
-
-
-def sample(
-    run: options.RunName,
-    count: Count = 64,
-    output: Picture = Path("samples.png"),
-    seed: SampleSeed = 0,
-    storage: options.Storage = None,
-) -> None:
-    """Draw images from a run's best checkpoint, or from a best/N folder, as one PNG grid."""
-    trained = api.load(run, storage=storage)
-    from raygen import pictures, results
-
-    pictures.save(pictures.grid(results.sample(trained, count, seed)), output)
-    value = f"{trained.metrics['objective']} {trained.metrics['value']:.5g}"
-    console.talk().print(f"{count} samples of trial {trained.metrics['trial']} ({value}) in {output}", soft_wrap=True)

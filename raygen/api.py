@@ -253,6 +253,22 @@ def find_checkpoint(run_or_path: str | Path, *, storage: Path | None = None) -> 
     return Run.open(str(run_or_path), Path(storage or default_storage())).best()
 
 
+def load_images(
+    trained: TrainedModel, *, source: str | None = None, root: Path | None = None, image_size: int | None = None
+) -> Dataset:
+    """The data set that a model was trained on, or another `source`, prepared as those images were.
+
+    Raises SpecError and DataError where there is none, or its images are of another shape than the model's.
+    """
+    from raygen import data, results
+
+    given = {"data.source": source, "data.root": root and str(root), "data.image_size": image_size}
+    settings = {path: value for path, value in given.items() if value is not None}
+    dataset = data.load(trained.spec.with_settings(_with_absolute_paths(settings)).data)
+    results.check_shape(trained, dataset)
+    return dataset
+
+
 def prepare_training(model: str, settings: Settings, capacity: Capacity) -> Prepared:
     """The job of training `model`; raises InputError where spec or devices cannot be."""
     from raygen.spec import TrainSpec

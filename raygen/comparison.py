@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from raygen import evaluation, metrics, pictures, results
-from raygen.data import DataOptions, Dataset
+from raygen.data import Dataset
 from raygen.errors import SpecError
 from raygen.evaluation import EvaluationCard
 from raygen.results import TrainedModel
@@ -39,8 +39,8 @@ class Compared:
         return {"run": self.name, **self.card.model_dump(mode="json")}
 
 
-def shared_data(models: Mapping[str, TrainedModel]) -> DataOptions:
-    """The data options that all models were trained with; raises SpecError naming two that differ."""
+def check_data(models: Mapping[str, TrainedModel]) -> None:
+    """Raise SpecError naming two models that were trained on different data sets, splits or shapes."""
     first_name, first = next(iter(models.items()))
     for name, trained in models.items():
         for field in ("source", "image_size", "held_out_fraction"):
@@ -55,7 +55,6 @@ def shared_data(models: Mapping[str, TrainedModel]) -> DataOptions:
                 f"{first_name} and {name} cannot be compared: their images are {first.model.shape} and "
                 f"{trained.model.shape}; compare runs on the same data set"
             )
-    return first.spec.data
 
 
 def compare(

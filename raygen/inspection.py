@@ -13,7 +13,7 @@ from raygen import data, models
 from raygen.data import Dataset
 from raygen.errors import RunError
 from raygen.metrics import _anomaly
-from raygen.models._base import Reconstructor
+from raygen.models._base import Reconstructor, Sampler
 from raygen.results import TrainedModel, check_shape
 
 CHUNK_IMAGES = 500
@@ -93,7 +93,7 @@ def score(trained: TrainedModel, images: Tensor, seed: int) -> tuple[str, Tensor
 
 
 @torch.no_grad()
-def interpolate(trained: TrainedModel, held_out: Tensor, steps: int, rows: int, seed: int) -> Tensor:
+def interpolate(trained: TrainedModel, held_out: Tensor | None, steps: int, rows: int, seed: int) -> Tensor:
     """Images [rows · steps, C, H, W] in [0, 1], each row leading from one point of the latent space to another.
 
     Along great circles between draws of a Gaussian prior, which stay where such a prior has its mass (White 2016,
@@ -103,18 +103,20 @@ def interpolate(trained: TrainedModel, held_out: Tensor, steps: int, rows: int, 
     fractions = torch.linspace(0, 1, steps)[None, :, None]
     if trained.prior is None:
         model = require_encoder(trained)
+        assert held_out is not None, "a model without a prior is interpolated between images"
         chosen = torch.randint(len(held_out), (rows, 2), generator=torch.Generator().manual_seed(seed))
         ends = encode(trained, held_out[chosen.flatten()]).unflatten(0, (rows, 2))
         latents = torch.lerp(ends[:, :1], ends[:, 1:], fractions)
         return torch.cat([model.decode(chunk).float() for chunk in latents.flatten(0, 1).split(CHUNK_IMAGES)])
     sampler = trained.prior.sampler
+    assert isinstance(sampler, Sampler)
     ends = torch.randn(rows, 2, sampler.latent_dim, generator=torch.Generator().manual_seed(seed))
     latents = spherical(ends[:, :1], ends[:, 1:], fractions)
     return torch.cat([sampler.sample(chunk).float() for chunk in latents.flatten(0, 1).split(CHUNK_IMAGES)])
 
 
 def spherical(first: Tensor, second: Tensor, fraction: Tensor) -> Tensor:
-    """Points at `fraction` in [0, 1] of the great circle between vectors [..., D]; straight where they are parallel."""
+    """Points at `fraction` in [0, 1] on the great circle between vectors [..., D]; a line where they are parallel."""
     cosine = torch.nn.functional.cosine_similarity(first, second, dim=-1).unsqueeze(-1)
     angle = cosine.clamp(-1, 1).acos()
     sine = angle.sin()

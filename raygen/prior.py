@@ -15,8 +15,8 @@ from torch import Tensor
 
 from raygen.data import Dataset
 from raygen.errors import RunError, SpecError
-from raygen.models._base import Model, Phase, Reconstructor
 from raygen.inspection import encode, require_encoder
+from raygen.models._base import Model, Phase, Reconstructor
 from raygen.results import Prior, TrainedModel
 
 COMPONENTS = 10

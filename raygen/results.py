@@ -17,7 +17,7 @@ from raygen import data, models, pictures
 from raygen.errors import RunError, SpecError
 from raygen.metrics import _features
 from raygen.models._base import ImageShape, Model, Reconstructor, Sampler
-from raygen.runs import CHECKPOINT, Run, Trial
+from raygen.runs import CHECKPOINT, PICTURE, Run, Trial
 from raygen.spec import TrainSpec, TuneSpec
 from raygen.training import checkpoint
 from raygen.training.checkpoint import BestRecord
@@ -26,7 +26,7 @@ SAMPLES = 64
 RECONSTRUCTIONS = 16
 SAMPLES_SEED = 0
 
-SPEC, METRICS, PICTURE = "spec.json", "metrics.json", "samples.png"
+SPEC, METRICS = "spec.json", "metrics.json"
 
 
 @dataclass(frozen=True)

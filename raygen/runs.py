@@ -52,6 +52,9 @@ NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 CHECKPOINT = "model.safetensors"
 """The file with the weights in a best/N folder."""
 
+PICTURE = "samples.png"
+"""The picture in a best/N folder."""
+
 State = Literal["waiting", "running", "finished", "stopped", "failed", "interrupted"]
 ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
 
@@ -391,6 +394,11 @@ class Run:
         """Whether its best model has a prior to sample from."""
         places = self.best_places()
         return bool(places) and bool(_read_json(places[0] / "metrics.json")["can_sample"])
+
+    def best_picture(self) -> tuple[Path, tuple[int, int, int]]:
+        """The picture of its best model, and the shape (C, H, W) of the images in it; raises RunError like `best`."""
+        channels, height, width = _read_json(self.best() / "metrics.json")["image_shape"]
+        return self.best() / PICTURE, (channels, height, width)
 
     def replace_best(self, filled: Path) -> None:
         """Put the folder `filled` in the place of the collected best checkpoints."""

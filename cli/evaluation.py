@@ -1,0 +1,148 @@
+"""`raygen evaluate` and `raygen compare`: what trained models are judged to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import console, inspection, options, render
+from raygen import api, files
+from raygen.errors import SpecError
+
+if TYPE_CHECKING:
+    from raygen.comparison import Compared
+    from raygen.data import Dataset
+    from raygen.results import TrainedModel
+
+IS_SAMPLES = 5000
+LIKELIHOOD = "val_is_log_likelihood"
+
+ImportanceSamples = Annotated[
+    int | None,
+    typer.Option(help=f"Importance samples for each image, of {LIKELIHOOD}.", show_default=str(IS_SAMPLES)),
+]
+NormalClass = Annotated[int | None, typer.Option(min=0, help="The label that is no anomaly, of val_anomaly_auroc.")]
+ComparisonPicture = Annotated[Path | None, typer.Option(metavar="PNG", help="Write a row of samples of each.")]
+
+
+def evaluate(
+    model: options.ModelPlace,
+    metrics: options.Metrics = None,
+    network: options.Network = "random",
+    images: options.JudgedImages = options.JUDGED_IMAGES,
+    seed: options.JudgingSeed = 0,
+    is_samples: ImportanceSamples = None,
+    normal_class: NormalClass = None,
+    fid_weights: options.FidWeights = None,
+    prior: options.Prior = None,
+    components: options.Components = None,
+    data: options.OtherData = None,
+    data_root: options.DataRoot = None,
+    image_size: options.ImageSize = None,
+    storage: options.Storage = None,
+    output: options.OutputOption = "table",
+) -> None:
+    """Judge a model on held-out images by all metrics that suit it, and write the card into its folder."""
+    place = api.find_checkpoint(model, storage=storage)
+    folder = place if place.is_dir() else place.parent
+    from raygen import evaluation
+
+    files.check_writable(folder / evaluation.CARD)
+    trained = inspection.with_prior(api.load(place), prior, components)
+    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size)
+    card = evaluation.evaluate(
+        trained,
+        dataset,
+        _names(metrics) or _suitable(trained, dataset, normal_class, is_samples),
+        network=network,
+        images=images,
+        seed=seed,
+        is_samples=IS_SAMPLES if is_samples is None else is_samples,
+        normal_class=normal_class,
+        fid_weights=fid_weights,
+    )
+    path = card.write(folder)
+    if output == "json":
+        console.show_json(card.model_dump(mode="json"))
+        return
+    console.show(render.card_table(card))
+    console.talk().print(f"{render.card_subject(card)}; card in {path}", soft_wrap=True)
+
+
+def compare(
+    models: options.ModelPlaces,
+    metrics: options.Metrics = None,
+    network: options.Network = "random",
+    images: options.JudgedImages = options.JUDGED_IMAGES,
+    seed: options.JudgingSeed = 0,
+    fid_weights: options.FidWeights = None,
+    prior: options.Prior = None,
+    components: options.Components = None,
+    picture: ComparisonPicture = None,
+    storage: options.Storage = None,
+    output: options.OutputOption = "table",
+) -> None:
+    """Rank the best models of runs on the same metrics, held-out images, samples and seed; the first metric decides.
+
+    With --prior gmm a model that has no prior of its own is sampled from a mixture.
+    """
+    if len(set(models)) < 2:
+        raise SpecError("compare takes two different runs or more; `raygen evaluate` judges one")
+    if picture is not None:
+        files.check_writable(picture)
+    loaded = {name: api.load(name, storage=storage) for name in dict.fromkeys(models)}
+    from raygen import comparison, pictures
+
+    comparison.check_data(loaded)
+    candidates = {
+        name: trained if trained.prior else inspection.with_prior(trained, prior, components)
+        for name, trained in loaded.items()
+    }
+    dataset = api.load_images(next(iter(loaded.values())))
+    ranked = comparison.compare(
+        candidates,
+        dataset,
+        _names(metrics) or comparison.METRICS,
+        network=network,
+        images=images,
+        seed=seed,
+        fid_weights=fid_weights,
+    )
+    _show(ranked, _names(metrics) or list(comparison.METRICS), output)
+    if picture is not None:
+        pictures.save(comparison.picture(ranked, seed), picture)
+        console.talk().print(f"a row of samples of each in {picture}", soft_wrap=True)
+
+
+def _show(ranked: list[Compared], names: list[str], output: options.Output) -> None:
+    if output == "json":
+        console.show_json({"metrics": names, "ranking": [each.as_json() for each in ranked]})
+        return
+    console.show(render.comparison_table(ranked, names))
+    console.talk().print(render.circumstances(ranked), soft_wrap=True)
+
+
+def _names(metrics: str | None) -> list[str]:
+    """The metrics of `--metrics a,b`; none where it was not given."""
+    return [name for name in (metrics or "").replace(" ", "").split(",") if name]
+
+
+def _suitable(trained: TrainedModel, dataset: Dataset, normal_class: int | None, is_samples: int | None) -> list[str]:
+    """All metrics that suit the model and the data; what is left out is said, with what would have it in."""
+    from raygen import evaluation
+    from raygen.metrics import modes
+
+    left_out = {}
+    if normal_class is None:
+        left_out["val_anomaly_auroc"] = "--normal-class 0 has it"
+    if dataset.name != modes.SOURCE:
+        left_out["val_modes"] = f"it is for {modes.SOURCE}"
+    if is_samples is None:
+        left_out[LIKELIHOOD] = f"it takes minutes; --is-samples {IS_SAMPLES} has it"
+    suitable = evaluation.suitable_metrics(trained)
+    reasons = "; ".join(f"{name} ({reason})" for name, reason in left_out.items() if name in suitable)
+    if reasons:
+        console.talk().print(f"left out: {reasons}", soft_wrap=True)
+    return [name for name in suitable if name not in left_out]

@@ -1,0 +1,190 @@
+"""`raygen sample`, `reconstruct`, `interpolate`, `encode` and `score`: looking closely at a trained model."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cli import console, options
+from raygen import api, files
+from raygen.errors import SpecError
+
+if TYPE_CHECKING:
+    from raygen.inspection import Selection
+    from raygen.results import TrainedModel
+
+ORDER = "row i is the image at position index[i] of the source, counted from 0: sorted paths, or rows of an array"
+
+Picture = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")]
+Latents = Annotated[Path, typer.Option("--output", "-o", help="NPZ file to write.")]
+Scores = Annotated[Path, typer.Option("--output", "-o", help="CSV file to write.")]
+Samples = Annotated[int, typer.Option("--n", "-n", min=1, max=10_000, help="Images to draw.")]
+Images = Annotated[int, typer.Option("--n", "-n", min=1, max=10_000, help="Held-out images, the first ones.")]
+Columns = Annotated[int, typer.Option(min=1, max=1000, help="Pairs side by side.")]
+Steps = Annotated[int, typer.Option(min=2, max=1000, help="Images of a row, its two ends included.")]
+Rows = Annotated[int, typer.Option(min=1, max=1000, help="Pairs of ends.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the latents.")]
+SplitOption = Annotated[
+    Literal["held-out", "train", "all"] | None,
+    typer.Option("--split", help="Which images.", show_default="held-out; all of --data"),
+]
+
+
+def sample(
+    model: options.ModelPlace,
+    count: Samples = 64,
+    output: Picture = Path("samples.png"),
+    seed: Seed = 0,
+    prior: options.Prior = None,
+    components: options.Components = None,
+    storage: options.Storage = None,
+) -> None:
+    """Draw images from a model's prior, or from a mixture fitted over its latents, as one PNG grid."""
+    files.check_writable(output)
+    trained = with_prior(api.load(model, storage=storage), prior, components)
+    from raygen import pictures, results
+
+    pictures.save(pictures.grid(results.sample(trained, count, seed)), output)
+    source = f" (prior: {trained.prior.name})" if trained.fitted and trained.prior else ""
+    console.talk().print(f"{count} samples of {_about(trained)}{source} in {output}", soft_wrap=True)
+
+
+def reconstruct(
+    model: options.ModelPlace,
+    count: Images = 32,
+    columns: Columns = 16,
+    output: Picture = Path("reconstructions.png"),
+    data: options.OtherData = None,
+    data_root: options.DataRoot = None,
+    image_size: options.ImageSize = None,
+    storage: options.Storage = None,
+) -> None:
+    """Draw held-out images above what the model makes of them, as one PNG."""
+    files.check_writable(output)
+    trained = api.load(model, storage=storage)
+    from raygen import inspection, pictures
+
+    inspection.require_encoder(trained)
+    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size)
+    images, rebuilt = inspection.reconstruct(trained, dataset, count)
+    pictures.save(pictures.pairs(images, rebuilt, min(columns, len(images))), output)
+    console.talk().print(
+        f"{len(images)} held-out images of {dataset.name} above reconstructions by {_about(trained)} in {output}",
+        soft_wrap=True,
+    )
+
+
+def interpolate(
+    model: options.ModelPlace,
+    steps: Steps = 10,
+    rows: Rows = 8,
+    output: Picture = Path("interpolation.png"),
+    seed: Seed = 0,
+    storage: options.Storage = None,
+) -> None:
+    """Draw rows that lead from sample to sample, or from image to image for a model without a prior, as one PNG."""
+    files.check_writable(output)
+    trained = api.load(model, storage=storage)
+    from raygen import inspection, pictures
+
+    held_out = api.load_images(trained).held_out if trained.prior is None else None
+    images = inspection.interpolate(trained, held_out, steps, rows, seed)
+    pictures.save(pictures.grid(images, columns=steps), output)
+    ends = "samples, on great circles" if held_out is None else "encodings of held-out images, in straight lines"
+    console.talk().print(f"{rows} rows between {ends}, of {_about(trained)} in {output}", soft_wrap=True)
+
+
+def encode(
+    model: options.ModelPlace,
+    output: Latents = Path("latents.npz"),
+    split: SplitOption = None,
+    data: options.OtherData = None,
+    data_root: options.DataRoot = None,
+    image_size: options.ImageSize = None,
+    storage: options.Storage = None,
+) -> None:
+    """Write the latents of images, with their labels where there are any, as NPZ."""
+    files.check_writable(output)
+    trained = api.load(model, storage=storage)
+    import numpy as np
+
+    from raygen import inspection
+
+    inspection.require_encoder(trained)
+    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size)
+    chosen = inspection.select(dataset, split or ("all" if data else "held-out"))
+    latents = inspection.encode(trained, chosen.images).numpy()
+    labels = {} if chosen.labels is None else {"labels": chosen.labels.numpy()}
+    with files.whole(output) as partial, partial.open("wb") as file:
+        np.savez(
+            file,
+            allow_pickle=False,
+            latents=latents,
+            index=chosen.positions.numpy(),
+            held_out=chosen.held_out.numpy(),
+            order=np.array(ORDER),
+            **labels,
+        )
+    console.talk().print(
+        f"{latents.shape[1]} latents of {len(latents)} images of {dataset.name} by {_about(trained)} in {output}; {ORDER}",
+        soft_wrap=True,
+    )
+
+
+def score(
+    model: options.ModelPlace,
+    output: Scores = Path("scores.csv"),
+    split: SplitOption = None,
+    seed: Seed = 0,
+    data: options.OtherData = None,
+    data_root: options.DataRoot = None,
+    image_size: options.ImageSize = None,
+    storage: options.Storage = None,
+) -> None:
+    """Write how strange each image is to the model, as CSV: its negative ELBO, or its reconstruction error."""
+    files.check_writable(output)
+    trained = api.load(model, storage=storage)
+    from raygen import inspection
+
+    inspection.require_encoder(trained)
+    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size)
+    chosen = inspection.select(dataset, split or ("all" if data else "held-out"))
+    name, scores = inspection.score(trained, chosen.images, seed)
+    _write_scores(output, chosen, name, scores.tolist())
+    console.talk().print(
+        f"{name} of {len(scores)} images of {dataset.name} by {_about(trained)} in {output}", soft_wrap=True
+    )
+
+
+def with_prior(trained: TrainedModel, prior: Literal["gmm"] | None, components: int | None) -> TrainedModel:
+    """The model with the prior that the options ask for; raises SpecError for components without a mixture."""
+    if prior is None:
+        if components is not None:
+            raise SpecError("--components is for a mixture: add --prior gmm")
+        return trained
+    from raygen import inspection
+    from raygen import prior as priors
+
+    inspection.require_encoder(trained, "leave out --prior gmm")
+    return priors.with_mixture(trained, api.load_images(trained), components or priors.COMPONENTS)
+
+
+def _write_scores(path: Path, chosen: Selection, name: str, scores: list[float]) -> None:
+    """A line for each image: position in the source, label where there are any, split, score."""
+    labels = {} if chosen.labels is None else {"label": chosen.labels.tolist()}
+    splits = ["held-out" if held_out else "train" for held_out in chosen.held_out.tolist()]
+    columns = {"index": chosen.positions.tolist(), **labels, "split": splits, name: scores}
+    with files.whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _about(trained: TrainedModel) -> str:
+    """The model in a few words: its trial and value where it comes from a run, else its family."""
+    if not trained.metrics:
+        return f"this {trained.spec.model.name}"
+    return "trial {trial} ({objective} {value:.5g})".format(**trained.metrics)
