@@ -39,6 +39,11 @@ def talk() -> Console:
     return _console(stderr=True)
 
 
+def say(line: str) -> None:
+    """Print one line to standard error as it is: paths may hold what Rich would take for markup."""
+    talk().print(Text(line), soft_wrap=True)
+
+
 def warn(problem: Exception) -> None:
     """Print one yellow line to standard error, about something that does not stop the command."""
     talk().print(Text(f"raygen: {problem}", style="yellow"), soft_wrap=True)

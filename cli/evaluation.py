@@ -10,11 +10,15 @@ import typer
 from cli import console, inspection, options, render
 from raygen import api, files
 from raygen.errors import SpecError
+from raygen.metrics import PREFIX
 
 if TYPE_CHECKING:
     from raygen.comparison import Compared
     from raygen.data import Dataset
     from raygen.results import TrainedModel
+
+COMPARED_BY = ("val_frechet", "val_precision", "val_recall", "val_coverage", "val_ssim")
+"""What compare judges by unless told otherwise; the first decides."""
 
 IS_SAMPLES = 5000
 LIKELIHOOD = "val_is_log_likelihood"
@@ -68,7 +72,7 @@ def evaluate(
         console.show_json(card.model_dump(mode="json"))
         return
     console.show(render.card_table(card))
-    console.talk().print(f"{render.card_subject(card)}; card in {path}", soft_wrap=True)
+    console.say(f"{render.card_subject(card)}; card in {path}")
 
 
 def compare(
@@ -92,6 +96,7 @@ def compare(
         raise SpecError("compare takes two different runs or more; `raygen evaluate` judges one")
     if picture is not None:
         files.check_writable(picture)
+    names = _names(metrics) or list(COMPARED_BY)
     loaded = {name: api.load(name, storage=storage) for name in dict.fromkeys(models)}
     from raygen import comparison, pictures
 
@@ -104,16 +109,16 @@ def compare(
     ranked = comparison.compare(
         candidates,
         dataset,
-        _names(metrics) or comparison.METRICS,
+        names,
         network=network,
         images=images,
         seed=seed,
         fid_weights=fid_weights,
     )
-    _show(ranked, _names(metrics) or list(comparison.METRICS), output)
+    _show(ranked, names, output)
     if picture is not None:
         pictures.save(comparison.picture(ranked, seed), picture)
-        console.talk().print(f"a row of samples of each in {picture}", soft_wrap=True)
+        console.say(f"a row of samples of each in {picture}")
 
 
 def _show(ranked: list[Compared], names: list[str], output: options.Output) -> None:
@@ -121,12 +126,13 @@ def _show(ranked: list[Compared], names: list[str], output: options.Output) -> N
         console.show_json({"metrics": names, "ranking": [each.as_json() for each in ranked]})
         return
     console.show(render.comparison_table(ranked, names))
-    console.talk().print(render.circumstances(ranked), soft_wrap=True)
+    console.say(render.circumstances(ranked))
 
 
 def _names(metrics: str | None) -> list[str]:
-    """The metrics of `--metrics a,b`; none where it was not given."""
-    return [name for name in (metrics or "").replace(" ", "").split(",") if name]
+    """The metrics of `--metrics frechet,val_ssim`, by their full names; none where it was not given."""
+    names = (metrics or "").replace(" ", "").split(",")
+    return [PREFIX + name.removeprefix(PREFIX) for name in names if name]
 
 
 def _suitable(trained: TrainedModel, dataset: Dataset, normal_class: int | None, is_samples: int | None) -> list[str]:
@@ -144,5 +150,5 @@ def _suitable(trained: TrainedModel, dataset: Dataset, normal_class: int | None,
     suitable = evaluation.suitable_metrics(trained)
     reasons = "; ".join(f"{name} ({reason})" for name, reason in left_out.items() if name in suitable)
     if reasons:
-        console.talk().print(f"left out: {reasons}", soft_wrap=True)
+        console.say(f"left out: {reasons}")
     return [name for name in suitable if name not in left_out]

@@ -49,7 +49,7 @@ def sample(
 
     pictures.save(pictures.grid(results.sample(trained, count, seed)), output)
     source = f" (prior: {trained.prior.name})" if trained.fitted and trained.prior else ""
-    console.talk().print(f"{count} samples of {_about(trained)}{source} in {output}", soft_wrap=True)
+    console.say(f"{count} samples of {_about(trained)}{source} in {output}")
 
 
 def reconstruct(
@@ -71,9 +71,8 @@ def reconstruct(
     dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size)
     images, rebuilt = inspection.reconstruct(trained, dataset, count)
     pictures.save(pictures.pairs(images, rebuilt, min(columns, len(images))), output)
-    console.talk().print(
-        f"{len(images)} held-out images of {dataset.name} above reconstructions by {_about(trained)} in {output}",
-        soft_wrap=True,
+    console.say(
+        f"{len(images)} held-out images of {dataset.name} above reconstructions by {_about(trained)} in {output}"
     )
 
 
@@ -94,7 +93,7 @@ def interpolate(
     images = inspection.interpolate(trained, held_out, steps, rows, seed)
     pictures.save(pictures.grid(images, columns=steps), output)
     ends = "samples, on great circles" if held_out is None else "encodings of held-out images, in straight lines"
-    console.talk().print(f"{rows} rows between {ends}, of {_about(trained)} in {output}", soft_wrap=True)
+    console.say(f"{rows} rows between {ends}, of {_about(trained)} in {output}")
 
 
 def encode(
@@ -128,9 +127,8 @@ def encode(
             order=np.array(ORDER),
             **labels,
         )
-    console.talk().print(
-        f"{latents.shape[1]} latents of {len(latents)} images of {dataset.name} by {_about(trained)} in {output}; {ORDER}",
-        soft_wrap=True,
+    console.say(
+        f"latents [{len(latents)}, {latents.shape[1]}] of {dataset.name} by {_about(trained)} in {output}; {ORDER}"
     )
 
 
@@ -154,9 +152,7 @@ def score(
     chosen = inspection.select(dataset, split or ("all" if data else "held-out"))
     name, scores = inspection.score(trained, chosen.images, seed)
     _write_scores(output, chosen, name, scores.tolist())
-    console.talk().print(
-        f"{name} of {len(scores)} images of {dataset.name} by {_about(trained)} in {output}", soft_wrap=True
-    )
+    console.say(f"{name} of {len(scores)} images of {dataset.name} by {_about(trained)} in {output}")
 
 
 def with_prior(trained: TrainedModel, prior: Literal["gmm"] | None, components: int | None) -> TrainedModel:

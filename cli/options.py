@@ -88,7 +88,10 @@ Set = Annotated[
 ]
 
 Metrics = Annotated[
-    str | None, typer.Option(metavar="NAME,...", help="Such as val_frechet,val_ssim.", rich_help_panel=_JUDGING)
+    str | None,
+    typer.Option(
+        metavar="NAME,...", help="Such as frechet,ssim; the first decides a comparison.", rich_help_panel=_JUDGING
+    ),
 ]
 Network = Annotated[
     FeatureNetwork,

@@ -64,7 +64,7 @@ def job_table(jobs: Sequence[Job], reasons: Mapping[int, str], best: Mapping[int
     """A row for each job: its state, why it waits or how it ended, and the best value so far."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("job", overflow="fold", min_width=12)
-    table.add_column("state", overflow="fold", min_width=10)
+    table.add_column("state", overflow="fold", min_width=8)
     table.add_column("priority", justify="right")
     table.add_column("devices", justify="right")
     table.add_column("best", justify="right")
@@ -161,14 +161,16 @@ def card_table(card: EvaluationCard) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("better", no_wrap=True)
+    table.add_column("", no_wrap=True)
     table.add_column("network", overflow="fold")
+    table.add_column("accuracy", justify="right", no_wrap=True)
     table.add_column("images", justify="right", no_wrap=True)
     table.add_column("seed", justify="right", no_wrap=True)
     for name, value in card.values.items():
-        better = "higher" if value.direction == "max" else "lower"
-        network = _network(value)
-        table.add_row(name, _objective(value.value), better, network, str(value.images), str(value.seed))
+        network = _network(value) if value.network else "–"
+        circumstances = (network, _accuracy(value) or "–", str(value.images), str(value.seed))
+        arrow = "↑" if value.direction == "max" else "↓"
+        table.add_row(name.removeprefix(metrics.PREFIX), _objective(value.value), arrow, *circumstances)
     return table
 
 
@@ -184,32 +186,38 @@ def comparison_table(ranked: Sequence[Compared], names: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("run", overflow="fold", min_width=8)
-    table.add_column("model", overflow="fold", min_width=6)
     for name in names:
+        short = name.removeprefix(metrics.PREFIX)
         arrow = "↑" if metrics.find(name).direction == "max" else "↓"
-        table.add_column(f"{name.removeprefix(metrics.PREFIX)} {arrow}", justify="right", min_width=6)
-    table.add_column("trained", justify="right")
+        table.add_column(f"{short} {arrow}", justify="right", min_width=max(len(short), 6))
     for place, each in enumerate(ranked, start=1):
         fitted = f" + {each.trained.fitted.name}" if each.trained.fitted else ""
-        values = [_value(each.value(name)) for name in names]
-        trained = "–" if each.card.train_s is None else duration(each.card.train_s)
-        table.add_row(str(place), each.name, f"{each.card.model['name']}{fitted}", *values, trained)
+        trained = "" if each.card.train_s is None else f", {duration(each.card.train_s)}"
+        run = Text.assemble(each.name, (f" ({each.card.model['name']}{fitted}{trained})", "dim"))
+        table.add_row(str(place), run, *(_value(each.value(name)) for name in names))
     return table
 
 
 def circumstances(ranked: Sequence[Compared]) -> str:
     """What the models of a comparison have in common, in one line."""
     values = [value for each in ranked for value in each.card.values.values()]
-    over = next((f", samples over the network {_network(value)}" for value in values if value.network), "")
+    compared = next((value for value in values if value.network), None)
+    over = f", samples over the network {_network(compared)}" if compared else ""
+    if compared and _accuracy(compared):
+        over += f" ({_accuracy(compared)} of images right)"
     return f"{values[0].images} held-out images of {ranked[0].card.data}{over}, seed {values[0].seed}"
 
 
 def _network(value: Value) -> str:
-    """A feature network with its accuracy, or that its weights are not the canonical ones."""
-    facts = value.network_facts or {}
-    if "held_out_accuracy" in facts:
-        return f"{value.network} ({100 * facts['held_out_accuracy']:.1f} % right)"
-    return f"{value.network} (not canonical)" if facts.get("canonical") is False else value.network or "–"
+    """A feature network, and that its weights are not the canonical ones where that is so."""
+    canonical = (value.network_facts or {}).get("canonical", True)
+    return f"{value.network}" if canonical else f"{value.network}, not canonical"
+
+
+def _accuracy(value: Value) -> str:
+    """A feature network's accuracy on held-out images, if it has one."""
+    accuracy = (value.network_facts or {}).get("held_out_accuracy")
+    return "" if accuracy is None else f"{100 * accuracy:.1f} %"
 
 
 def _value(value: float | None) -> str:

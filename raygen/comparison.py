@@ -16,7 +16,6 @@ from raygen.errors import SpecError
 from raygen.evaluation import EvaluationCard
 from raygen.results import TrainedModel
 
-METRICS = ("val_frechet", "val_precision", "val_recall", "val_coverage", "val_ssim")
 SAMPLES = 10
 """Samples of each model in the picture."""
 
