@@ -1,0 +1,52 @@
+"""Really trained small models, in run folders as a job leaves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from raygen import metrics, results
+from raygen.data import Dataset
+from raygen.plan import Plan
+from raygen.runs import Run
+from raygen.spec import TrainSpec
+from raygen.training.loop import fit
+
+PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
+FAMILIES = ("ae", "vae", "gan", "aegan")
+
+
+@pytest.fixture(scope="session")
+def trained_storage(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
+    """A storage with a run of each family, which has its name; only cards are written into it."""
+    storage = tmp_path_factory.mktemp("trained")
+    for family in FAMILIES:
+        spec = TrainSpec.create(
+            family,
+            {
+                "model.arch": "mlp",
+                "model.hidden": [64],
+                "model.latent_dim": 6,
+                "training.epochs": 20,
+                "optimizer.lr": 3e-3,
+            },
+        )
+        direction = metrics.find(spec.evaluation.objective).direction
+        run = Run.create(storage, "train", spec, PLAN, direction, name=family)
+        trial = run.new_trial(1, {}, spec)
+        for epoch in fit(spec, digits, trial.checkpoint):
+            trial.record_epoch(epoch)
+        trial.set_status("finished")
+        run.set_status("finished")
+        results.collect_best(run)
+    return storage
+
+
+@pytest.fixture
+def trained(trained_storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    """Runs commands over that storage, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    return CliRunner(env={"RAYGEN_STORAGE": str(trained_storage)})

@@ -1,0 +1,221 @@
+"""Cards and comparisons of really trained small models."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+import raygen
+from cli import render
+from cli.main import app
+from raygen import comparison, data, evaluation, inspection, prior
+from raygen.data import Dataset
+from raygen.errors import SpecError
+from raygen.evaluation import EvaluationCard
+from raygen.results import TrainedModel
+
+
+def judged(runner: CliRunner, command: str) -> Any:
+    result = runner.invoke(app, [*command.split(), "-o", "json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def compared(runner: CliRunner, command: str) -> Result:
+    result = runner.invoke(app, command.split())
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.mark.parametrize("model", ["ae", "vae", "gan", "aegan"])
+def test_all_suitable_metrics_are_on_the_card(
+    trained: CliRunner, trained_storage: Path, digits: Dataset, model: str
+) -> None:
+    printed = judged(trained, f"evaluate {model} --images 100 --seed 3")
+    best = trained_storage / model / "best" / "1"
+    card = EvaluationCard.model_validate_json((best / "evaluation.json").read_text())
+    assert card.model_dump(mode="json") == printed
+    loaded = raygen.load(model, storage=trained_storage)
+    expected = evaluation.evaluate(loaded, digits, list(card.values), images=100, seed=3)
+    assert card == expected
+    left_out = {"val_modes", "val_anomaly_auroc", "val_is_log_likelihood"}
+    assert list(card.values) == [name for name in evaluation.suitable_metrics(loaded) if name not in left_out]
+    assert card.prior == (None if model == "ae" else "standard normal")
+    epochs = [
+        json.loads(line) for line in (trained_storage / model / "trials/001/epochs.jsonl").read_text().splitlines()
+    ]
+    assert card.train_s == next(line["train_s"] for line in epochs if line["epoch"] == loaded.metrics["epoch"])
+
+
+def test_what_is_left_out_is_said_with_what_would_have_it_in(trained: CliRunner) -> None:
+    said = trained.invoke(app, ["evaluate", "vae", "--images", "50"]).stderr
+    assert "val_anomaly_auroc (--normal-class 0 has it)" in said
+    assert "val_is_log_likelihood (it takes minutes; --is-samples 5000 has it)" in said
+    values = judged(trained, "evaluate vae --images 50 --normal-class 0 --is-samples 10")["values"]
+    assert values["val_anomaly_auroc"]["details"]["normal_class"] == 0
+    assert values["val_is_log_likelihood"]["details"]["importance_samples"] == 10
+
+
+def test_names_may_lack_their_prefix_and_order_and_network_are_kept(trained: CliRunner) -> None:
+    card = judged(trained, "evaluate gan --metrics kid,val_coverage --network classifier --images 100")
+    assert list(card["values"]) == ["val_kid", "val_coverage"]
+    for value in card["values"].values():
+        assert value["network"] == "classifier"
+        assert value["network_facts"]["held_out_accuracy"] > 0.9
+
+
+def test_an_autoencoder_with_a_mixture_is_judged_as_a_sampler(trained: CliRunner) -> None:
+    plain = judged(trained, "evaluate ae --images 150")
+    mixed = judged(trained, "evaluate ae --prior gmm --images 150")
+    assert mixed["prior"] == "gmm of 10"
+    assert {name: mixed["values"][name] for name in plain["values"]} == plain["values"]
+    assert "val_frechet" not in plain["values"]
+    gan = judged(trained, "evaluate gan --metrics frechet --images 150")
+    assert mixed["values"]["val_frechet"]["value"] < gan["values"]["val_frechet"]["value"]
+
+
+def test_a_card_of_a_file_lies_beside_it(trained: CliRunner, trained_storage: Path, tmp_path: Path) -> None:
+    best = trained_storage / "ae" / "best" / "1"
+    for name, copy in (("model.safetensors", "mine.safetensors"), ("spec.json", "spec.json")):
+        shutil.copy(best / name, tmp_path / copy)
+    judged(trained, "evaluate mine.safetensors --metrics mse --images 50")
+    card = EvaluationCard.model_validate_json((tmp_path / "evaluation.json").read_text())
+    assert (list(card.values), card.train_s) == (["val_mse"], None)
+
+
+def test_other_images_are_judged_with_data(trained: CliRunner) -> None:
+    np.save("noise.npy", np.random.RandomState(0).randint(256, size=(200, 8, 8)).astype(np.uint8))
+    own = judged(trained, "evaluate ae --metrics mse --images 20")
+    other = judged(trained, "evaluate ae --metrics mse --images 20 --data noise.npy")
+    assert (own["data"], other["data"]) == ("digits", "noise")
+    assert other["values"]["val_mse"]["value"] > 2 * own["values"]["val_mse"]["value"]
+
+
+# Comparisons
+
+
+@pytest.fixture(scope="session")
+def models(trained_storage: Path) -> dict[str, TrainedModel]:
+    return {name: raygen.load(name, storage=trained_storage) for name in ("ae", "vae", "gan")}
+
+
+def test_the_first_metric_ranks_and_what_does_not_suit_is_a_dash(trained: CliRunner) -> None:
+    found = judged(trained, "compare gan ae vae --metrics mse,frechet --images 100 --seed 2")
+    assert found["metrics"] == ["val_mse", "val_frechet"]
+    ranking = {each["run"]: each["values"] for each in found["ranking"]}
+    *able, last = ranking
+    assert last == "gan"
+    assert set(ranking["gan"]) == {"val_frechet"}
+    assert set(ranking["ae"]) == {"val_mse"}
+    values = [ranking[name]["val_mse"]["value"] for name in able]
+    assert values == sorted(values)
+    circumstances = {(value["images"], value["seed"]) for each in ranking.values() for value in each.values()}
+    assert circumstances == {(100, 2)}
+    table = compared(trained, "compare gan ae vae --metrics mse,frechet --images 100 --seed 2")
+    lines = table.stdout.splitlines()
+    assert [line.split()[1] for line in lines[1:]] == list(ranking)
+    assert lines[-1].split()[-2] == "–"
+    assert "100 held-out images of digits, samples over the network random, seed 2" in table.stderr
+
+
+def test_a_comparison_says_what_an_evaluation_says(trained: CliRunner) -> None:
+    together = judged(trained, "compare vae gan --metrics coverage,kid --images 100")
+    for each in together["ranking"]:
+        alone = judged(trained, f"evaluate {each['run']} --metrics coverage,kid --images 100")
+        assert alone["values"] == each["values"]
+    values = [each["values"]["val_coverage"]["value"] for each in together["ranking"]]
+    assert values == sorted(values, reverse=True), "coverage is better higher"
+
+
+def test_a_mixture_is_for_those_without_a_prior_and_the_table_says_so(trained: CliRunner) -> None:
+    result = compared(trained, "compare vae ae --prior gmm --images 100 --picture all.png")
+    rows = {line.split()[1]: line for line in result.stdout.splitlines()[1:]}
+    assert "(ae + gmm of 10" in rows["ae"]
+    assert "gmm" not in rows["vae"]
+    assert "–" not in rows["ae"]
+    with Image.open("all.png") as picture:
+        width, height = picture.size
+        assert height == 2 * 34
+        assert width > 10 * 34
+        labels, samples = picture.crop((0, 0, width - 340, height)), picture.crop((width - 340, 0, width, height))
+        assert len(set(labels.tobytes())) > 5
+        assert len(set(samples.tobytes())) > 50
+
+
+def test_a_model_without_samples_has_an_empty_row_in_the_picture(trained: CliRunner) -> None:
+    compared(trained, "compare ae gan --metrics mse --images 20 --picture all.png")
+    with Image.open("all.png") as picture:
+        samples = np.asarray(picture)[:, picture.width - 340 :]
+    assert samples[:34].max() == 0
+    assert samples[34:].max() > 100
+
+
+def test_runs_on_other_data_are_refused(models: dict[str, TrainedModel], digits: Dataset) -> None:
+    ae, vae = models["ae"], models["vae"]
+    moved = TrainedModel(vae.model, vae.spec.with_settings({"data.source": "mnist"}), {})
+    with pytest.raises(SpecError, match=r"ae and vae cannot be compared: their data.source is digits and mnist"):
+        comparison.check_data({"ae": ae, "vae": moved})
+    split = TrainedModel(vae.model, vae.spec.with_settings({"data.held_out_fraction": 0.2}), {})
+    with pytest.raises(SpecError, match=r"data.held_out_fraction is 0.1 and 0.2"):
+        comparison.check_data({"ae": ae, "vae": split})
+    comparison.check_data(models)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_tables_fit_their_terminal(models: dict[str, TrainedModel], digits: Dataset, columns: int) -> None:
+    names = ["val_frechet", "val_precision", "val_recall", "val_coverage", "val_ssim"]
+    named = {f"{name}-digits-20261120-173308": model for name, model in models.items()}
+    ranked = comparison.compare(named, digits, names, network="classifier", images=50, seed=0)
+    console = Console(width=columns, file=io.StringIO())
+    console.print(render.comparison_table(ranked, names))
+    console.print(render.card_table(ranked[0].card))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert all(len(line) <= columns for line in text.splitlines())
+    for each in ranked:
+        for name in names:
+            value = each.value(name)
+            assert value is None or f"{value:.4g}" in text, "no value is cut"
+    assert text.count("–") >= 2
+    assert "…" not in text
+
+
+# The mixture
+
+
+def test_a_mixture_has_the_moments_of_the_latents(models: dict[str, TrainedModel], digits: Dataset) -> None:
+    mixed = prior.with_mixture(models["ae"], digits)
+    assert mixed.prior is not None
+    sampler = mixed.prior.sampler
+    assert isinstance(sampler, prior.MixtureSampler)
+    drawn = sampler.latents(torch.randn(50_000, sampler.latent_dim, generator=torch.Generator().manual_seed(0)))
+    latents = inspection.encode(models["ae"], digits.train)
+    scale = latents.std(dim=0)
+    assert ((drawn.mean(dim=0) - latents.mean(dim=0)).abs() < 0.05 * scale).all()
+    assert (drawn.T.cov() - latents.T.cov()).abs().max() < 0.05 * scale.square().max()
+
+
+def test_a_mixture_of_one_is_a_gaussian_and_more_fit_better(models: dict[str, TrainedModel], digits: Dataset) -> None:
+    def distance(components: int) -> float:
+        mixed = prior.with_mixture(models["ae"], digits, components)
+        value = evaluation.evaluate(mixed, digits, ["val_frechet"]).values["val_frechet"].value
+        assert value is not None
+        return value
+
+    assert distance(20) < distance(1)
+
+
+def test_latents_all_alike_are_fitted_too(models: dict[str, TrainedModel], digits: Dataset) -> None:
+    same = data.Dataset("same", digits.train[:1].expand(40, -1, -1, -1), digits.held_out)
+    mixed = prior.with_mixture(models["ae"], same, 3)
+    assert mixed.prior is not None

@@ -1,0 +1,238 @@
+"""Looking closely at really trained small models: pictures, latents and scores, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner, Result
+
+import raygen
+from cli import options
+from cli.main import app
+from raygen import prior
+from raygen.data import Dataset
+
+CELL = 34  # 8 pixels, four times enlarged, and a border of one
+
+
+def run(runner: CliRunner, command: str) -> Result:
+    result = runner.invoke(app, command.split())
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "", "pictures and data go to files, talk to standard error"
+    return result
+
+
+def size(path: str) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert len(set(picture.tobytes())) > 10
+        return picture.size
+
+
+def rows(path: str) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def source_pixels() -> np.ndarray[Any, Any]:
+    return np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+
+
+# Pictures
+
+
+def test_a_gan_is_sampled_from_its_prior(trained: CliRunner) -> None:
+    said = run(trained, "sample gan --n 12 -o grid.png").stderr
+    assert size("grid.png") == (4 * CELL, 3 * CELL)
+    assert "12 samples of trial 1 (val_frechet" in said
+
+
+def test_an_autoencoder_is_sampled_from_a_mixture(trained: CliRunner) -> None:
+    said = run(trained, "sample ae --prior gmm --components 5 --n 9 -o first.png").stderr
+    assert "prior: gmm of 5" in said
+    assert size("first.png") == (3 * CELL, 3 * CELL)
+    run(trained, "sample ae --prior gmm --components 5 --n 9 -o again.png")
+    assert Path("first.png").read_bytes() == Path("again.png").read_bytes()
+    run(trained, "sample ae --prior gmm --components 5 --n 9 --seed 1 -o other.png")
+    assert Path("first.png").read_bytes() != Path("other.png").read_bytes()
+
+
+def test_the_help_tells_the_mixture_s_default() -> None:
+    assert options.COMPONENTS == prior.COMPONENTS
+
+
+@pytest.mark.parametrize("model", ["ae", "vae", "aegan"])
+def test_reconstructions_stand_below_their_images(trained: CliRunner, model: str, digits: Dataset) -> None:
+    run(trained, f"reconstruct {model} --n 6 --columns 4 -o pairs.png")
+    assert size("pairs.png") == (4 * CELL, 4 * CELL)
+    with Image.open("pairs.png") as picture:
+        pixels = np.asarray(picture).astype(float)
+    cells = [pixels[row * CELL + 2 : (row + 1) * CELL : 4, 2 : 4 * CELL] for row in range(4)]
+    images = [np.stack([row[:, column * CELL : column * CELL + 32 : 4] for column in range(4)]) for row in cells]
+    originals = np.concatenate([images[0], images[2]])
+    rebuilt = np.concatenate([images[1], images[3]])
+    assert (originals[:6] == digits.held_out[:6, 0].numpy()).all()
+    assert (originals[6:] == 0).all()
+    shuffled = np.roll(rebuilt[:6], 1, axis=0)
+    assert ((originals[:6] - rebuilt[:6]) ** 2).mean() < 0.5 * ((originals[:6] - shuffled) ** 2).mean()
+
+
+@pytest.mark.parametrize(("model", "ends"), [("ae", "encodings of held-out images"), ("gan", "samples, on great")])
+def test_rows_lead_from_one_point_to_another(trained: CliRunner, model: str, ends: str) -> None:
+    assert ends in run(trained, f"interpolate {model} --steps 7 --rows 3 -o rows.png").stderr
+    assert size("rows.png") == (7 * CELL, 3 * CELL)
+
+
+# Latents and scores
+
+
+def test_latents_lie_in_the_order_of_the_source(trained: CliRunner, trained_storage: Path) -> None:
+    run(trained, "encode ae -o latents.npz --split all")
+    with np.load("latents.npz") as found:
+        arrays = dict(found)
+    assert arrays["latents"].shape == (1797, 6)
+    assert arrays["index"].tolist() == list(range(1797))
+    assert arrays["labels"].tolist() == load_digits().target.tolist()
+    assert arrays["held_out"].sum() == 180
+    assert "position index[i] of the source" in str(arrays["order"])
+    model: Any = raygen.load("ae", storage=trained_storage).model
+    images = torch.from_numpy(source_pixels()[:, None]).float() / 255
+    torch.testing.assert_close(torch.from_numpy(arrays["latents"]), model.encode(images), rtol=1e-4, atol=1e-4)
+    error = (model.decode(torch.from_numpy(arrays["latents"])) - images).square().mean()
+    assert error < 0.5 * images.var(), "what was encoded can be decoded"
+
+
+def test_held_out_images_are_what_is_encoded_unless_told_otherwise(trained: CliRunner) -> None:
+    run(trained, "encode vae -o held_out.npz")
+    run(trained, "encode vae --split train -o train.npz")
+    with np.load("held_out.npz") as held_out, np.load("train.npz") as train:
+        assert (len(held_out["latents"]), len(train["latents"])) == (180, 1617)
+        assert held_out["held_out"].all()
+        assert not train["held_out"].any()
+        together = np.concatenate([held_out["index"], train["index"]])
+    assert sorted(together.tolist()) == list(range(1797))
+
+
+@pytest.mark.parametrize(("model", "name"), [("ae", "reconstruction_mse"), ("vae", "negative_elbo_nats")])
+def test_every_image_gets_its_score(trained: CliRunner, model: str, name: str, trained_storage: Path) -> None:
+    run(trained, f"score {model} -o scores.csv")
+    found = rows("scores.csv")
+    assert list(found[0]) == ["index", "label", "split", name]
+    assert len(found) == 180
+    assert {row["split"] for row in found} == {"held-out"}
+    assert [int(row["label"]) for row in found] == load_digits().target[[int(row["index"]) for row in found]].tolist()
+    mean = sum(float(row[name]) for row in found) / len(found)
+    told = raygen.load(model, storage=trained_storage).metrics["metrics"]
+    assert (
+        mean == pytest.approx(told["val_mse"]) if model == "ae" else mean == pytest.approx(-told["val_elbo"], rel=0.02)
+    )
+
+
+def test_noise_is_stranger_than_digits(trained: CliRunner) -> None:
+    noise = np.random.RandomState(0).randint(256, size=(30, 8, 8)).astype(np.uint8)
+    np.save("mine.npy", np.concatenate([source_pixels()[:30], noise]))
+    run(trained, "score ae --data mine.npy -o scores.csv")
+    found = rows("scores.csv")
+    assert [int(row["index"]) for row in found] == list(range(60)), "all of them, in the array's order"
+    assert "label" not in found[0]
+    scores = [float(row["reconstruction_mse"]) for row in found]
+    assert max(scores[:30]) < min(scores[30:])
+
+
+# Where models are found
+
+
+def test_a_best_folder_and_a_file_outside_any_run_serve_as_well(
+    trained: CliRunner, trained_storage: Path, tmp_path: Path
+) -> None:
+    best = trained_storage / "vae" / "best" / "1"
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(best / "model.safetensors", alone / "mine.safetensors")
+    shutil.copy(best / "spec.json", alone)
+    for number, place in enumerate(("vae", best, best / "model.safetensors", alone / "mine.safetensors")):
+        run(trained, f"encode {place} -o {number}.npz")
+    expected = np.load("0.npz")["latents"]
+    assert all((np.load(f"{number}.npz")["latents"] == expected).all() for number in (1, 2, 3))
+    assert "by this vae in" in run(trained, f"encode {alone / 'mine.safetensors'} -o 4.npz").stderr
+
+
+REFUSED = {
+    "sample ae": "'ae' cannot be sampled: it has no prior over its latents; --prior gmm fits one",
+    "sample ae --components 3": "add --prior gmm",
+    "sample ae --prior gmm --components 5000": "has only 1617 training images",
+    "sample gan --prior gmm": "leave out --prior gmm",
+    "sample ae --prior flow": "gmm",
+    "reconstruct gan": "gan has no encoder to look at images with; ae, aegan, vae, vaegan have one",
+    "encode gan": "gan has no encoder",
+    "score gan": "gan has no encoder",
+    "score ae --data nowhere": "neither a data set nor an existing folder or file",
+    "score ae --image-size 16": "the model takes images of 8×8 with 1 channel, but digits has 16×16",
+    "encode ae --data wide.npy": "the model takes images of 8×8 with 1 channel, but wide has 9×12 with 1 channel",
+    "encode ae --image-size 3": "data.image_size",
+    "encode ae --split rest": "--split",
+    "encode nothing": "there is no run 'nothing'",
+    "encode bare.safetensors": "has no spec.json beside it",
+    "sample gan -o no/grid.png": "No such file or directory; make the folder no first",
+    "sample gan -o folder": "it is a folder; name a file in it",
+    "reconstruct ae -o no/pairs.png": "cannot write no/pairs.png",
+    "interpolate ae -o folder": "cannot write folder",
+    "encode ae -o folder": "cannot write folder",
+    "score ae -o no/scores.csv": "cannot write no/scores.csv",
+    "interpolate ae --steps 1": "--steps",
+    "evaluate gan --metrics val_mse": "gan cannot be judged by val_mse",
+    "evaluate gan --metrics frechett": "did you mean 'val_frechet'",
+    "evaluate ae --metrics frechet": "with --prior gmm",
+    "evaluate ae --metrics anomaly_auroc": "add --normal-class 0",
+    "evaluate ae --images 1": "--images 2000",
+    "evaluate ae --data wide.npy": "the model takes images of 8×8",
+    "evaluate ae --network vgg": "--network",
+    "evaluate gan --network inception --fid-weights none.pth": "cannot read none.pth",
+    "compare ae": "two different runs or more",
+    "compare ae ae": "two different runs or more",
+    "compare ae nothing": "there is no run 'nothing'",
+    "compare ae gan --metrics elbo,mse": "none of these models can be judged by val_elbo",
+    "compare ae gan --metrics frechett": "did you mean 'val_frechet'",
+    "compare ae gan --picture no/all.png": "cannot write no/all.png",
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_bad_input_gets_one_line_and_code_2(trained: CliRunner, tmp_path: Path, command: str) -> None:
+    np.save("wide.npy", np.zeros((20, 9, 12), dtype=np.uint8))
+    Path("folder").mkdir()
+    Path("bare.safetensors").touch()
+    result = trained.invoke(app, command.split())
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    *left_out, line = result.stderr.splitlines()
+    assert all(said.startswith("left out: ") for said in left_out)
+    assert REFUSED[command] in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare.safetensors", "folder", "wide.npy"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_read_only_file_stays(trained: CliRunner) -> None:
+    Path("grid.png").touch(mode=0o444)
+    result = trained.invoke(app, ["sample", "gan", "-o", "grid.png"])
+    assert result.exit_code == 2
+    assert "cannot write grid.png: it is read-only" in result.stderr
+
+
+def test_a_link_stays_a_link_and_a_device_a_device(trained: CliRunner, tmp_path: Path) -> None:
+    Path("linked.png").symlink_to(tmp_path / "target.png")
+    run(trained, "sample gan -o linked.png")
+    assert Path("linked.png").is_symlink()
+    assert size("target.png") == (8 * CELL, 8 * CELL)
+    run(trained, "score ae -o /dev/null")
+    assert Path("/dev/null").is_char_device()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
