@@ -177,7 +177,15 @@ def test_help_imports_neither_torch_nor_ray() -> None:
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "print(sorted({'torch', 'ray', 'torchvision', 'sklearn'} & set(sys.modules)), file=sys.stderr)"
     )
-    for arguments in (["--help"], ["tune", "--help"], ["models"], ["datasets"], ["spaces"], ["ls"]):
+    for arguments in (
+        ["--help"],
+        ["tune", "--help"],
+        ["compare", "--help"],
+        ["models"],
+        ["datasets"],
+        ["spaces"],
+        ["ls"],
+    ):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=60
         )

@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raygen import files
+from raygen.errors import RunError
+
+
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text("old")
+    with files.whole(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_ends_half_way_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), files.whole(path) as partial:
+        partial.write_text("ne")
+        1 / 0  # noqa: B018
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    with pytest.raises(RunError, match=r"cannot write .*scores.csv: No space left on device"), files.whole(path):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_is_written_to(tmp_path: Path) -> None:
+    with files.whole(Path("/dev/null")) as partial:
+        assert partial == Path("/dev/null")
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize(("name", "reason"), [("", "it is a folder"), ("no/a.csv", "make the folder .*/no first")])
+def test_places_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(RunError, match=reason):
+        files.check_writable(tmp_path / name)
