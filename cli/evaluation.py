@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from raygen.data import Dataset
     from raygen.results import TrainedModel
 
-COMPARED_BY = ("val_frechet", "val_precision", "val_recall", "val_coverage", "val_ssim")
-"""What compare judges by unless told otherwise; the first decides."""
-
 IS_SAMPLES = 5000
 LIKELIHOOD = "val_is_log_likelihood"
 
@@ -77,7 +74,7 @@ def evaluate(
 
 def compare(
     models: options.ModelPlaces,
-    metrics: options.Metrics = None,
+    metrics: options.RankingMetrics = "frechet,precision,recall,coverage,ssim",
     network: options.Network = "random",
     images: options.JudgedImages = options.JUDGED_IMAGES,
     seed: options.JudgingSeed = 0,
@@ -96,7 +93,9 @@ def compare(
         raise SpecError("compare takes two different runs or more; `raygen evaluate` judges one")
     if picture is not None:
         files.check_writable(picture)
-    names = _names(metrics) or list(COMPARED_BY)
+    names = _names(metrics)
+    if not names:
+        raise SpecError("--metrics: name at least one, such as --metrics frechet")
     loaded = {name: api.load(name, storage=storage) for name in dict.fromkeys(models)}
     from raygen import comparison, pictures
 

@@ -90,8 +90,11 @@ Set = Annotated[
 Metrics = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME,...", help="Such as frechet,ssim; the first decides a comparison.", rich_help_panel=_JUDGING
+        metavar="NAME,...", help="Such as frechet,ssim.", show_default="all that suit", rich_help_panel=_JUDGING
     ),
+]
+RankingMetrics = Annotated[
+    str, typer.Option("--metrics", metavar="NAME,...", help="The first decides.", rich_help_panel=_JUDGING)
 ]
 Network = Annotated[
     FeatureNetwork,

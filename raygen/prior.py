@@ -1,7 +1,7 @@
 """A prior for models that have none: a Gaussian mixture fitted over the latents of the training images.
 
-Ghosh et al. 2020, "From variational to deterministic autoencoders", section 4, who find 10 components with full
-covariances enough for a plain autoencoder to be sampled as well as a variational one.
+Ghosh et al. 2020, "From variational to deterministic autoencoders", section 4: a density fitted over the latents after
+the training, there a mixture of 10 Gaussians with full covariances.
 """
 
 from __future__ import annotations

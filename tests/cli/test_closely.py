@@ -6,7 +6,7 @@ import csv
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import raygen
 from cli import options
 from cli.main import app
-from raygen import prior
+from raygen import evaluation, prior
 from raygen.data import Dataset
 
 CELL = 34  # 8 pixels, four times enlarged, and a border of one
@@ -66,8 +66,9 @@ def test_an_autoencoder_is_sampled_from_a_mixture(trained: CliRunner) -> None:
     assert Path("first.png").read_bytes() != Path("other.png").read_bytes()
 
 
-def test_the_help_tells_the_mixture_s_default() -> None:
+def test_the_help_tells_what_the_library_has() -> None:
     assert options.COMPONENTS == prior.COMPONENTS
+    assert get_args(options.FeatureNetwork) == evaluation.NETWORKS
 
 
 @pytest.mark.parametrize("model", ["ae", "vae", "aegan"])
@@ -202,6 +203,7 @@ REFUSED = {
     "compare ae nothing": "there is no run 'nothing'",
     "compare ae gan --metrics elbo,mse": "none of these models can be judged by val_elbo",
     "compare ae gan --metrics frechett": "did you mean 'val_frechet'",
+    "compare ae gan --metrics ,": "name at least one",
     "compare ae gan --picture no/all.png": "cannot write no/all.png",
 }
 
