@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from raygen.queue.job import ACTIVE, ENDED, Job, Request, State
 from raygen.runs import Run, default_storage
 
 if TYPE_CHECKING:
+    from raygen.cluster.service import Service
     from raygen.data import Dataset
     from raygen.queue.store import Store
     from raygen.results import TrainedModel
@@ -69,12 +71,19 @@ class Site:
 
         Raises QueueError where it cannot be used, ResourceError where `address` is no dashboard's address.
         """
-        from raygen.cluster.service import Service
+        from raygen.cluster.session import dashboard_address
         from raygen.queue.store import Store
 
         self.storage = (storage or default_storage()).expanduser().absolute()
-        self.service = Service(self.storage, address)
         self.store: Store = Store.open(self.storage, create=create)
+        self._address = dashboard_address(address)
+
+    @cached_property
+    def service(self) -> Service:
+        """What runs in the background for the queue; those who only look at the queue need not import it."""
+        from raygen.cluster.service import Service
+
+        return Service(self.storage, self._address)
 
     def capacity(self) -> Capacity:
         """What the cluster has in all; raises ClusterUnreachableError where it must be asked and is silent."""

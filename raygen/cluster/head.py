@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import requests
 
 from raygen.cluster import session
 from raygen.errors import ServiceError
@@ -129,6 +128,8 @@ class Head:
         return address
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes], address: str) -> None:
+        import requests
+
         deadline = time.monotonic() + START_TIMEOUT_S
         headers = {"Authorization": f"Bearer {self.token()}"}
         while True:

@@ -161,7 +161,10 @@ def test_one_damaged_run_does_not_hide_the_others(runner: CliRunner, tmp_path: P
         store.claim(dispatcher)
     listed = runner.invoke(app, ["ls"])
     assert listed.exit_code == 0
-    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [["text", "starting"], ["empty", "starting"]]
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [
+        ["text", "starting"],
+        ["empty", "starting"],
+    ]
     assert len(listed.stderr.splitlines()) == 2
     shown = runner.invoke(app, ["show", "empty"])
     assert shown.exit_code == 2

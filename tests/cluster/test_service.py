@@ -110,7 +110,12 @@ def test_ten_kills_of_the_dispatcher_lose_and_double_nothing(queue: Queue) -> No
         job = queue.job(name)
         assert job.attempt == 1, "no attempt was lost, so none may follow"
         states = [event.to_state for event in queue.store.events(job)]
-        assert states == [State.QUEUED, State.STARTING, State.RUNNING, State.SUCCEEDED]
+        # A job may have run and ended while no dispatcher looked.
+        assert [state for state in states if state is not State.RUNNING] == [
+            State.QUEUED,
+            State.STARTING,
+            State.SUCCEEDED,
+        ]
 
 
 def test_a_minute_without_an_answer_from_ray_changes_nothing(queue: Queue) -> None:
