@@ -10,6 +10,7 @@ Nothing here imports torch or Ray before a job is made.
 from __future__ import annotations
 
 import getpass
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -69,12 +70,19 @@ class Site:
     def __init__(self, storage: Path | None = None, address: str | None = None, *, create: bool = False) -> None:
         """Open the queue; one that was never made is made only with `create`, or when a job is queued.
 
-        Raises QueueError where it cannot be used, ResourceError where `address` is no dashboard's address.
+        Raises QueueError where it cannot be used, RunError where the storage is no folder, and ResourceError where
+        `address` is no dashboard's address.
         """
         from raygen.cluster.session import dashboard_address
         from raygen.queue.store import Store
 
-        self.storage = (storage or default_storage()).expanduser().absolute()
+        place = storage or default_storage()
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(place)):
+            raise RunError(
+                f"--storage {place} is an object store's address; runs need a folder that every node sees at the same "
+                "path: NFS, EFS, Filestore, or the bucket mounted"
+            )
+        self.storage = place.expanduser().absolute()
         self.store: Store = Store.open(self.storage, create=create)
         self._address = dashboard_address(address)
 
