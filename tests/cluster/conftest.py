@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -84,6 +86,17 @@ class Queue:
     def wait_for(self, name: str, *states: State) -> Job:
         wait_until(lambda: self.job(name).state in states, f"{name} to be {' or '.join(states)}")
         return self.job(name)
+
+    def head_processes(self, *words: str) -> list[psutil.Process]:
+        """The processes of its head, and of that head's jobs, whose command lines contain every word."""
+        started = json.loads((self.storage / ".service" / "head.json").read_text())
+        found = []
+        for process in psutil.Process(started["pid"]).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                line = " ".join(process.cmdline())
+                if all(word in line for word in words):
+                    found.append(process)
+        return found
 
     def kill_started(self) -> None:
         for process in self.started:

@@ -29,11 +29,6 @@ def kill_head(queue: Queue) -> None:
         process.kill()
 
 
-def descendants(queue: Queue) -> set[int]:
-    started = json.loads((queue.head.log.parent / "head.json").read_text())
-    return {process.pid for process in psutil.Process(started["pid"]).children(recursive=True)}
-
-
 def test_a_job_on_a_bare_machine_needs_nothing_set_up_and_leaves_nothing_behind(own_queue: Queue) -> None:
     before = ray_processes()
     done = own_queue.raygen("train", "ae", "--epochs", "2", "--cpus", "1", "--name", "bare")
@@ -55,7 +50,7 @@ def is_of(queue: Queue, pid: int) -> bool:
 def test_five_jobs_from_five_terminals_run_in_order_and_down_leaves_no_process(own_queue: Queue) -> None:
     before = ray_processes()
     assert own_queue.raygen("up", "--cpus", "1").returncode == 0
-    own = descendants(own_queue)
+    own = {process.pid for process in own_queue.head_processes()}
     assert own
     first = own_queue.raygen("train", "ae", "--epochs", "60", "--name", "first", "--detach")
     assert first.returncode == 0, first.stderr
@@ -123,7 +118,7 @@ def test_a_minute_without_an_answer_from_ray_changes_nothing(queue: Queue) -> No
     assert queue.raygen("train", "ae", *options.split()).returncode == 0
     queue.wait_for("patient", State.RUNNING)
     assert queue.raygen("train", "ae", "--epochs", "1", "--cpus", "2", "--name", "later", "--detach").returncode == 0
-    paused = [process for process in psutil.process_iter() if is_dashboard_of(queue, process)]
+    paused = queue.head_processes("dashboard")
     assert paused
     for process in paused:
         process.suspend()
@@ -138,13 +133,6 @@ def test_a_minute_without_an_answer_from_ray_changes_nothing(queue: Queue) -> No
     for name in ("patient", "later"):
         queue.wait_for(name, State.SUCCEEDED)
         assert queue.job(name).attempt == 1
-
-
-def is_dashboard_of(queue: Queue, process: psutil.Process) -> bool:
-    try:
-        return process.pid in descendants(queue) and "dashboard" in " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return False
 
 
 def reason_of(queue: Queue, name: str) -> str:
