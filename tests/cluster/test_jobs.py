@@ -102,7 +102,7 @@ def _undisturbed_process(rank: int, spec: str, folder: str) -> None:
 
 
 def test_ctrl_c_leaves_the_job_running_cancel_ends_it_and_retry_finishes_it(queue: Queue) -> None:
-    process = queue.start("tune", "ae", "--trials", "6", "--epochs", "150", "--scheduler", "fifo", "--name", "long")
+    process = queue.start("tune", "ae", "--trials", "6", "--epochs", "100", "--scheduler", "fifo", "--name", "long")
     wait_until((queue.storage / "long" / "run.json").exists, "the run folder")
     run = queue.run("long")
     wait_until(lambda: any(record.state == "finished" for record in run.records()), "a finished trial")
@@ -131,7 +131,7 @@ def test_ctrl_c_leaves_the_job_running_cancel_ends_it_and_retry_finishes_it(queu
 
 
 def test_a_job_whose_driver_is_killed_goes_on_by_itself(queue: Queue) -> None:
-    options = "--epochs 600 --set training.checkpoint_every_s=0.2 --name orphan --detach"
+    options = "--epochs 300 --set training.checkpoint_every_s=0.2 --name orphan --detach"
     assert queue.raygen("train", "vae", *options.split()).returncode == 0
     wait_until(lambda: bool(queue.run("orphan").trials()), "a trial")
     [trial] = queue.run("orphan").trials()
@@ -141,7 +141,7 @@ def test_a_job_whose_driver_is_killed_goes_on_by_itself(queue: Queue) -> None:
     queue.wait_for("orphan", State.RECOVERING)
     watched = queue.raygen("watch", "orphan", "--quiet")
     assert watched.returncode == 0, watched.stderr
-    assert [line["epoch"] for line in trial.epochs()] == list(range(1, 601))
+    assert [line["epoch"] for line in trial.epochs()] == list(range(1, 301))
     assert [attempt.outcome.partition(":")[0] for attempt in queue.store.attempts(queue.job("orphan"))] == [
         "recovering",
         "succeeded",
