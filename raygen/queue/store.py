@@ -30,7 +30,7 @@ from raygen.queue.schema import attempts, clusters, dispatchers, events, jobs
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql
 
-LEASE_S = 15.0
+LEASE_S = 30.0
 """Seconds after its last sign of life when a dispatcher counts as gone."""
 
 BUSY_TIMEOUT_S = 30.0

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PATIENCE_S, Queue, wait_until
 from torch import distributed
 from torch.multiprocessing import spawn
+from typed_commands import PATIENCE_S, Queue, wait_until
 
 import raygen as package
 from raygen import data

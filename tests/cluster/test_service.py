@@ -9,7 +9,7 @@ import time
 
 import psutil
 import pytest
-from conftest import PATIENCE_S, Queue, ray_processes, wait_until
+from typed_commands import PATIENCE_S, Queue, ray_processes, wait_until
 
 from raygen.queue.job import State
 
