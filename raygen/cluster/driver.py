@@ -49,7 +49,7 @@ def _run(run: Run) -> int:
     try:
         _stop_on_signals(run)
         run.reopen(only=ProcessLostError.cause)
-        # Ray Jobs sets it. Left to look for a cluster, Ray takes the newest on the machine, which may be another's.
+        # Ray Jobs sets it. Left to look for a cluster, Ray may take another one of this machine.
         ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR)
         run_trials(run, run.spec())
         results.collect_best(run)

@@ -47,6 +47,18 @@ def is_of(queue: Queue, pid: int) -> bool:
         return False
 
 
+def test_a_second_head_on_the_machine_takes_no_jobs_from_the_first(queue: Queue, own_queue: Queue) -> None:
+    assert (
+        own_queue.raygen("train", "ae", "--epochs", "400", "--cpus", "1", "--name", "newer", "--detach").returncode
+        == 0
+    )
+    own_queue.wait_for("newer", State.RUNNING)
+    # Its job must find its own head, though the other's is the newest on the machine.
+    done = queue.raygen("train", "ae", "--epochs", "2", "--cpus", "1", "--name", "older")
+    assert done.returncode == 0, done.stderr
+    own_queue.wait_for("newer", State.SUCCEEDED)
+
+
 def test_five_jobs_from_five_terminals_run_in_order_and_down_leaves_no_process(own_queue: Queue) -> None:
     before = ray_processes()
     assert own_queue.raygen("up", "--cpus", "1").returncode == 0
