@@ -88,10 +88,8 @@ class _Watched:
 
     def line(self) -> str:
         """The job's state in words."""
-        if self.job.state in WAITING:
-            reason = self._site.store.reasons([self.job])[self.job.id]
-            return f"{self.job.state}: {reason}"
-        return str(self.job.state)
+        reason = self._site.store.reasons([self.job]).get(self.job.id)
+        return f"{self.job.state}: {reason}" if reason else str(self.job.state)
 
 
 def _print_log(watched: _Watched) -> None:

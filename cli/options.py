@@ -145,7 +145,9 @@ Detach = Annotated[
     bool, typer.Option("--detach", "-d", help="Queue the job and return at once.", rich_help_panel=_RUNNING)
 ]
 Name = Annotated[str | None, typer.Option(help="What to call the job and its run.", rich_help_panel=_RUNNING)]
-Priority = Annotated[int, typer.Option(help="The higher goes first.", rich_help_panel=_RUNNING)]
+Priority = Annotated[
+    int, typer.Option(min=-1_000_000, max=1_000_000, help="The higher goes first.", rich_help_panel=_RUNNING)
+]
 Retries = Annotated[
     int, typer.Option(min=0, help="Lost attempts that may be followed by another.", rich_help_panel=_RUNNING)
 ]

@@ -31,7 +31,9 @@ Since = Annotated[str | None, typer.Option(metavar="AGE", help="Only lines young
 Lines = Annotated[int | None, typer.Option("-n", min=1, help="Only so many last lines.")]
 For = Annotated[State | None, typer.Option("--for", help="The state to wait for.", show_default="any end")]
 WaitTimeout = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="Wait no longer.")]
-NewPriority = Annotated[int, typer.Argument(metavar="PRIORITY", help="The higher goes first.")]
+NewPriority = Annotated[
+    int, typer.Argument(metavar="PRIORITY", min=-1_000_000, max=1_000_000, help="The higher goes first.")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 

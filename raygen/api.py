@@ -10,10 +10,12 @@ Nothing here imports torch or Ray before a job is made.
 from __future__ import annotations
 
 import getpass
+import re
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ from raygen.queue.job import ACTIVE, ENDED, Job, Request, State
 from raygen.runs import CHECKPOINT, Run, default_storage
 
 if TYPE_CHECKING:
+    from raygen.cluster.service import Service
     from raygen.data import Dataset
     from raygen.queue.store import Store
     from raygen.results import TrainedModel
@@ -67,14 +70,28 @@ class Site:
     def __init__(self, storage: Path | None = None, address: str | None = None, *, create: bool = False) -> None:
         """Open the queue; one that was never made is made only with `create`, or when a job is queued.
 
-        Raises QueueError where it cannot be used, ResourceError where `address` is no dashboard's address.
+        Raises QueueError where it cannot be used, RunError where the storage is no folder, and ResourceError where
+        `address` is no dashboard's address.
         """
-        from raygen.cluster.service import Service
+        from raygen.cluster.session import dashboard_address
         from raygen.queue.store import Store
 
-        self.storage = (storage or default_storage()).expanduser().absolute()
-        self.service = Service(self.storage, address)
+        place = storage or default_storage()
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(place)):
+            raise RunError(
+                f"--storage {place} is an object store's address; runs need a folder that every node sees at the same "
+                "path: NFS, EFS, Filestore, or the bucket mounted"
+            )
+        self.storage = place.expanduser().absolute()
         self.store: Store = Store.open(self.storage, create=create)
+        self._address = dashboard_address(address)
+
+    @cached_property
+    def service(self) -> Service:
+        """What runs in the background for the queue; those who only look at the queue need not import it."""
+        from raygen.cluster.service import Service
+
+        return Service(self.storage, self._address)
 
     def capacity(self) -> Capacity:
         """What the cluster has in all; raises ClusterUnreachableError where it must be asked and is silent."""

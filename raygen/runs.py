@@ -317,9 +317,13 @@ class Run:
         self.set_status("waiting")
         self.clear_stop()
 
+    def end_attempts(self) -> None:
+        """Let no attempt run the job any more, until another begins."""
+        _write_json(self.folder / "attempt.json", {"number": None})
+
     def is_attempt(self, number: int) -> bool:
         """Whether this is the attempt that may run the job."""
-        current: int = _read_json(self.folder / "attempt.json")["number"]
+        current: int | None = _read_json(self.folder / "attempt.json")["number"]
         return current == number
 
     def reopen(self, *, only: Cause | None = None) -> None:

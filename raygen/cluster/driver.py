@@ -7,6 +7,7 @@ process holds the run. SIGTERM lets every trial end at its next sync, with a che
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -48,7 +49,8 @@ def _run(run: Run) -> int:
     try:
         _stop_on_signals(run)
         run.reopen(only=ProcessLostError.cause)
-        ray.init(address="auto", logging_level=logging.ERROR)
+        # Ray Jobs sets it. Left to look for a cluster, Ray may take another one of this machine.
+        ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR)
         run_trials(run, run.spec())
         results.collect_best(run)
         _conclude(run)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import requests
 
 from raygen.cluster import session
 from raygen.errors import ServiceError
@@ -93,6 +94,15 @@ class Head:
         if process is not None:
             _end(process)
         (self._folder / "head.json").unlink(missing_ok=True)
+        shutil.rmtree(self._ray_folder, ignore_errors=True)
+
+    @property
+    def _ray_folder(self) -> Path:
+        """Where Ray keeps its own files: each head's jobs look there for the cluster that they belong to.
+
+        Sockets in it may have names of 107 bytes at most, which a service folder's own name could use up.
+        """
+        return Path("/tmp") / f"raygen-{os.getuid()}-{hashlib.sha256(bytes(self._folder)).hexdigest()[:8]}"
 
     def _started(self) -> _Started | None:
         try:
@@ -110,7 +120,7 @@ class Head:
             *(f"--dashboard-host={LOCALHOST}", f"--dashboard-port={ports[0]}"),
             # Ports of Ray's that are fixed unless named: another head on this machine may have them.
             *(f"--dashboard-agent-listen-port={ports[1]}", f"--ray-client-server-port={ports[2]}"),
-            *("--min-worker-port=0", "--max-worker-port=0"),
+            *("--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={self._ray_folder}"),
         ]
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -129,6 +139,8 @@ class Head:
         return address
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes], address: str) -> None:
+        import requests
+
         deadline = time.monotonic() + START_TIMEOUT_S
         headers = {"Authorization": f"Bearer {self.token()}"}
         while True:

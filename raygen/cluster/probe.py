@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def problem(path: str) -> str | None:
 
 def main(path: str) -> None:
     """Ask every node that is alive."""
-    ray.init(address="auto", logging_level=logging.ERROR)
+    ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR)
     task = ray.remote(num_cpus=0)(problem)
     asked = {
         node["NodeManagerAddress"]: task.options(

@@ -28,10 +28,10 @@ from filelock import FileLock, Timeout
 from raygen.cluster import session
 from raygen.cluster.head import Head
 from raygen.cluster.local import LocalCluster
-from raygen.errors import JobError, ResourceError, RunError, ServiceError
+from raygen.errors import JobError, QueueError, ResourceError, RunError, ServiceError
 from raygen.plan import Capacity
 from raygen.queue.client import JobsClient
-from raygen.queue.dispatcher import POLL_EVERY_S, Dispatcher
+from raygen.queue.dispatcher import Dispatcher
 from raygen.queue.job import ACTIVE, Job
 from raygen.queue.store import Dispatcher as Registered
 from raygen.queue.store import Store
@@ -40,6 +40,9 @@ from raygen.runs import Run
 if TYPE_CHECKING:
     from raygen.cluster.ray_jobs import RayJobs
 
+logger = logging.getLogger("raygen.service")
+
+POLL_EVERY_S = 0.5
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 PROBE_TIMEOUT_S = 120.0
@@ -52,9 +55,9 @@ class Service:
     """The background of a storage folder's queue, for one cluster."""
 
     def __init__(self, storage: Path, address: str | None) -> None:
-        """Raises ResourceError where `address`, or the environment's, is no dashboard's address."""
+        """`address` is a dashboard's; None means this machine's own cluster."""
         self.storage = storage.expanduser().absolute()
-        self.address = session.dashboard_address(address)
+        self.address = address
         self.cluster = session.cluster_name(self.address)
         self.folder = self.storage / ".service"
         self.head = Head(self.folder)
@@ -158,9 +161,12 @@ class Service:
         ending = _Ending()
         dispatcher = Dispatcher(store, self._client(), self.cluster)
         while not ending.asked:
-            dispatcher.tick()
-            if background and self._ended_as_idle(store, dispatcher):
-                return
+            try:
+                dispatcher.tick()
+                if background and self._ended_as_idle(store, dispatcher):
+                    return
+            except QueueError as error:
+                logger.warning("%s", error)  # a database may be away for a while
             time.sleep(POLL_EVERY_S)
         dispatcher.leave()
 

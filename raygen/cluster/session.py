@@ -6,9 +6,6 @@ import os
 import socket
 from urllib.parse import urlsplit
 
-import joblib
-import pynvml
-
 from raygen.errors import ResourceError
 from raygen.plan import Capacity
 
@@ -57,11 +54,16 @@ def cluster_name(address: str | None) -> str:
 
 def local_capacity() -> Capacity:
     """What this machine has for programs."""
+    # Slow to import, and not needed where a dispatcher has said what there is.
+    import joblib
+
     return Capacity(gpus=_local_gpus(), cpus=joblib.cpu_count(), where="this machine")
 
 
 def _local_gpus() -> int:
     """GPUs that programs on this machine may use, counted without starting CUDA."""
+    import pynvml
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         pynvml.nvmlInit()

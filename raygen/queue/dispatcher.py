@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from filelock import Timeout
@@ -21,8 +20,6 @@ from raygen.queue.client import JobsClient, Submitted
 from raygen.queue.job import Job, State, backoff_s
 from raygen.queue.store import LEASE_S, Store
 from raygen.runs import Run
-
-POLL_EVERY_S = 0.5
 
 STOP_GRACE_S = 6.0
 """Seconds that a cancelled job has to write its checkpoints before its processes are ended."""
@@ -40,13 +37,6 @@ class Dispatcher:
         self._renewed_at = time.monotonic()
         self._id = self._register()
 
-    def run(self, should_stop: Callable[[], bool]) -> None:
-        """Work until told to stop; then leave, and leave the jobs running."""
-        while not should_stop():
-            self.tick()
-            time.sleep(POLL_EVERY_S)
-        self.leave()
-
     def leave(self) -> None:
         """Let other dispatchers adopt the jobs at once."""
         self._store.leave(self._id)
@@ -55,9 +45,11 @@ class Dispatcher:
         """Look at the cluster and at every job once, and start what fits."""
         self._stay_registered()
         try:
-            self._store.saw(self._cluster, self._client.capacity())
+            capacity = self._client.capacity()
             for job in self._store.owned(self._id):
                 self._tend(job)
+            # Only now: a cluster that answers some questions and not others is unreachable all the same.
+            self._store.saw(self._cluster, capacity)
             while (claimed := self._store.claim(self._id)) is not None:
                 logger.info("%s: attempt %d", claimed.name, claimed.attempt)
                 self._tend(claimed)
@@ -119,12 +111,25 @@ class Dispatcher:
     def _cancel(self, job: Job, submitted: Submitted | None) -> None:
         assert job.cancelled_at is not None
         if submitted is None or submitted.state == "ended":
-            if not _is_held(job):
-                self._move(job, State.CANCELLED, "on request")
+            self._conclude_cancelled(job)
             return
         _ask_to_stop(job)
         if self._store.seconds_since(job.cancelled_at) > STOP_GRACE_S:
             self._client.stop(job.submission_id)
+
+    def _conclude_cancelled(self, job: Job) -> None:
+        """End a cancelled job once no process holds its run, and keep a late submission from running it."""
+        try:
+            run = Run(Path(job.folder))
+            if run.is_held():
+                return
+            if run.status().state == "finished":
+                self._move(job, State.SUCCEEDED, "had finished when it was to be cancelled")
+                return
+            run.end_attempts()
+        except (RunError, CheckpointError, OSError) as error:
+            logger.warning("%s: its run folder cannot be used: %s", job.name, error)
+        self._move(job, State.CANCELLED, "on request")
 
     def _conclude(self, job: Job, submitted: Submitted | None) -> None:
         """Judge an attempt that is over for the cluster, or forgotten by it, by what its run folder says."""
@@ -168,13 +173,6 @@ class Dispatcher:
     def _move(self, job: Job, to: State, reason: str = "") -> None:
         logger.info("%s: %s%s", job.name, to, f": {reason}" if reason else "")
         self._store.move(job, to, reason=reason)
-
-
-def _is_held(job: Job) -> bool:
-    try:
-        return Run(Path(job.folder)).is_held()
-    except (RunError, OSError):
-        return False
 
 
 def _ask_to_stop(job: Job) -> None:

@@ -83,13 +83,14 @@ def choose(
 
 
 def reasons(claims: Sequence[Claim], cluster: Cluster, *, now: float) -> dict[int, str]:
-    """Why each waiting claim waits, in words, by its id."""
-    waiting = [claim for claim in claims if not claim.active]
+    """Why each waiting claim waits, in words, by its id; active ones have a reason where nobody looks after them."""
     if not cluster.has_dispatcher:
-        return {claim.id: "no dispatcher runs for its cluster" for claim in waiting}
+        none = "no dispatcher runs for its cluster"
+        return {claim.id: f"when last seen; {none}" if claim.active else none for claim in claims}
     if cluster.unreachable_since is not None:
-        since = clock_time(cluster.unreachable_since)
-        return {claim.id: f"the cluster is unreachable since {since}: {cluster.problem}" for claim in waiting}
+        silence = f"the cluster is unreachable since {clock_time(cluster.unreachable_since)}: {cluster.problem}"
+        return {claim.id: f"when last seen; {silence}" if claim.active else silence for claim in claims}
+    waiting = [claim for claim in claims if not claim.active]
     if cluster.capacity is None:
         return {claim.id: "the cluster is starting" for claim in waiting}
     words = {claim.id: obstacle or "next to start" for claim, obstacle in _scan(claims, cluster.capacity, now=now)}

@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Row, event
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from raygen.errors import JobChangedError, JobError, QueueError
@@ -27,7 +27,10 @@ from raygen.queue.job import ACTIVE, ENDED, TRANSITIONS, WAITING, Attempt, Event
 from raygen.queue.policy import Claim, Cluster
 from raygen.queue.schema import attempts, clusters, dispatchers, events, jobs
 
-LEASE_S = 15.0
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql
+
+LEASE_S = 30.0
 """Seconds after its last sign of life when a dispatcher counts as gone."""
 
 BUSY_TIMEOUT_S = 30.0
@@ -169,9 +172,9 @@ class Store:
                 for row in connection.execute(query)
             ]
 
-    def reasons(self, waiting: Sequence[Job]) -> dict[int, str]:
-        """Why each of these jobs waits, by id; those that do not wait have no reason here."""
-        names = {job.cluster for job in waiting if job.state in WAITING}
+    def reasons(self, asked: Sequence[Job]) -> dict[int, str]:
+        """Why each of these jobs waits, by id; active ones have a reason where nobody looks after them."""
+        names = {job.cluster for job in asked if job.state not in ENDED}
         found: dict[int, str] = {}
         with self._read() as connection:
             now = _now(connection)
@@ -179,7 +182,7 @@ class Store:
                 claims = _active_claims(connection, name) + _waiting_claims(connection, name)
                 found |= policy.reasons(claims, _cluster(connection, name, now), now=now)
         deep = f"behind more than {policy.DEPTH} jobs"
-        return {job.id: found.get(job.id, deep) for job in waiting if job.state in WAITING}
+        return {job.id: found.get(job.id, deep) for job in asked if job.id in found or job.state in WAITING}
 
     def cancel(self, job: Job) -> Job:
         """End a waiting job, or have the dispatcher end an active one; raises JobError where it has ended."""
@@ -492,7 +495,11 @@ def _ensure_cluster(connection: Connection, name: str) -> None:
 
 
 def _insert(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+    if connection.dialect.name == "sqlite":
+        return sqlite.insert(table)
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert(table)
 
 
 def _orphans(cluster: sa.ScalarSelect[Any], dead: Sequence[int]) -> sa.Select[Any]:

@@ -65,6 +65,7 @@ REFUSED = {
     "tune --resume nothing": "there is no job 'nothing'",
     "tune vae --resume nothing": "leave out vae",
     "show nothing": "there is no run 'nothing'",
+    "train vae --storage s3://bucket/runs": "is an object store's address",
     "watch nothing": "there is no job 'nothing'",
     "logs nothing": "there is no job 'nothing'",
     "wait nothing": "there is no job 'nothing'",

@@ -6,12 +6,11 @@ import json
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from conftest import PATIENCE_S, Queue, wait_until
 from torch import distributed
 from torch.multiprocessing import spawn
+from typed_commands import PATIENCE_S, Queue, wait_until
 
 import raygen as package
 from raygen import data
@@ -38,16 +37,6 @@ def undisturbed(spec: TrainSpec, path: Path) -> tuple[dict[str, torch.Tensor], d
 def assert_close(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
     for name, tensor in expected.items():
         assert (weights[name] - tensor).norm() <= tolerance * tensor.norm(), name
-
-
-def processes(*words: str) -> list[psutil.Process]:
-    """The processes whose command line contains every word."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if all(word in line for word in words):
-            found.append(process)
-    return found
 
 
 def test_a_search_ends_with_best_checkpoints_that_load_and_sample(queue: Queue, tmp_path: Path) -> None:
@@ -86,17 +75,17 @@ def test_two_processes_train_what_one_does(queue: Queue, tmp_path: Path) -> None
 
 
 def test_a_killed_worker_process_costs_nothing_but_time(queue: Queue, tmp_path: Path) -> None:
-    options = "--workers 2 --epochs 40 --set training.checkpoint_every_s=0.5 --name maimed --quiet"
+    options = "--workers 2 --epochs 120 --set training.checkpoint_every_s=0.5 --name maimed --quiet"
     process = queue.start("train", "gan", *options.split())
-    wait_until(lambda: len(processes("RayTrainWorker")) == 2, "two worker processes")
+    wait_until(lambda: len(queue.head_processes("RayTrainWorker")) == 2, "two worker processes")
     [trial] = queue.run("maimed").trials()
     wait_until(lambda: len(trial.epochs()) >= 5, "five epochs")
     wait_until(trial.checkpoint.exists, "a checkpoint")
-    processes("RayTrainWorker")[0].kill()
+    queue.head_processes("RayTrainWorker")[0].kill()
     output, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, errors
     assert "finished" in output
-    assert [line["epoch"] for line in trial.epochs()] == list(range(1, 41))
+    assert [line["epoch"] for line in trial.epochs()] == list(range(1, 121))
     spawn(_undisturbed_process, args=(trial.spec().model_dump_json(), str(tmp_path)), nprocs=2)
     for name, tensor in read_weights(tmp_path / "checkpoint.safetensors", prefix=MODEL).items():
         assert torch.equal(final_weights(trial)[name], tensor), f"{name} differs from the undisturbed training"
@@ -113,7 +102,7 @@ def _undisturbed_process(rank: int, spec: str, folder: str) -> None:
 
 
 def test_ctrl_c_leaves_the_job_running_cancel_ends_it_and_retry_finishes_it(queue: Queue) -> None:
-    process = queue.start("tune", "ae", "--trials", "6", "--epochs", "150", "--scheduler", "fifo", "--name", "long")
+    process = queue.start("tune", "ae", "--trials", "6", "--epochs", "100", "--scheduler", "fifo", "--name", "long")
     wait_until((queue.storage / "long" / "run.json").exists, "the run folder")
     run = queue.run("long")
     wait_until(lambda: any(record.state == "finished" for record in run.records()), "a finished trial")
@@ -127,7 +116,7 @@ def test_ctrl_c_leaves_the_job_running_cancel_ends_it_and_retry_finishes_it(queu
 
     assert queue.raygen("cancel", "long").returncode == 0
     assert queue.raygen("wait", "long", "--for", "cancelled", "--timeout", "15").returncode == 0
-    assert not processes("raygen.cluster.driver", str(queue.storage / "long"))
+    assert not queue.head_processes("raygen.cluster.driver", str(queue.storage / "long"))
     assert json.loads(queue.raygen("show", "long", "-o", "json").stdout)["state"] == "interrupted"
     finished = {record.number for record in run.records() if record.state == "finished"}
     assert 0 < len(finished) < 6
@@ -142,17 +131,17 @@ def test_ctrl_c_leaves_the_job_running_cancel_ends_it_and_retry_finishes_it(queu
 
 
 def test_a_job_whose_driver_is_killed_goes_on_by_itself(queue: Queue) -> None:
-    options = "--epochs 600 --set training.checkpoint_every_s=0.2 --name orphan --detach"
+    options = "--epochs 300 --set training.checkpoint_every_s=0.2 --name orphan --detach"
     assert queue.raygen("train", "vae", *options.split()).returncode == 0
     wait_until(lambda: bool(queue.run("orphan").trials()), "a trial")
     [trial] = queue.run("orphan").trials()
     wait_until(lambda: len(trial.epochs()) >= 3, "three epochs")
-    for driver in processes("-u -m raygen.cluster.driver", str(queue.storage / "orphan")):
+    for driver in queue.head_processes("-u -m raygen.cluster.driver", str(queue.storage / "orphan")):
         driver.kill()
     queue.wait_for("orphan", State.RECOVERING)
     watched = queue.raygen("watch", "orphan", "--quiet")
     assert watched.returncode == 0, watched.stderr
-    assert [line["epoch"] for line in trial.epochs()] == list(range(1, 601))
+    assert [line["epoch"] for line in trial.epochs()] == list(range(1, 301))
     assert [attempt.outcome.partition(":")[0] for attempt in queue.store.attempts(queue.job("orphan"))] == [
         "recovering",
         "succeeded",

@@ -9,7 +9,7 @@ import time
 
 import psutil
 import pytest
-from conftest import PATIENCE_S, Queue, ray_processes, wait_until
+from typed_commands import PATIENCE_S, Queue, ray_processes, wait_until
 
 from raygen.queue.job import State
 
@@ -27,11 +27,6 @@ def kill_head(queue: Queue) -> None:
     head = psutil.Process(started["pid"])
     for process in [*head.children(recursive=True), head]:
         process.kill()
-
-
-def descendants(queue: Queue) -> set[int]:
-    started = json.loads((queue.head.log.parent / "head.json").read_text())
-    return {process.pid for process in psutil.Process(started["pid"]).children(recursive=True)}
 
 
 def test_a_job_on_a_bare_machine_needs_nothing_set_up_and_leaves_nothing_behind(own_queue: Queue) -> None:
@@ -52,10 +47,22 @@ def is_of(queue: Queue, pid: int) -> bool:
         return False
 
 
+def test_a_second_head_on_the_machine_takes_no_jobs_from_the_first(queue: Queue, own_queue: Queue) -> None:
+    assert (
+        own_queue.raygen("train", "ae", "--epochs", "400", "--cpus", "1", "--name", "newer", "--detach").returncode
+        == 0
+    )
+    own_queue.wait_for("newer", State.RUNNING)
+    # Its job must find its own head, though the other's is the newest on the machine.
+    done = queue.raygen("train", "ae", "--epochs", "2", "--cpus", "1", "--name", "older")
+    assert done.returncode == 0, done.stderr
+    own_queue.wait_for("newer", State.SUCCEEDED)
+
+
 def test_five_jobs_from_five_terminals_run_in_order_and_down_leaves_no_process(own_queue: Queue) -> None:
     before = ray_processes()
     assert own_queue.raygen("up", "--cpus", "1").returncode == 0
-    own = descendants(own_queue)
+    own = {process.pid for process in own_queue.head_processes()}
     assert own
     first = own_queue.raygen("train", "ae", "--epochs", "60", "--name", "first", "--detach")
     assert first.returncode == 0, first.stderr
@@ -110,7 +117,12 @@ def test_ten_kills_of_the_dispatcher_lose_and_double_nothing(queue: Queue) -> No
         job = queue.job(name)
         assert job.attempt == 1, "no attempt was lost, so none may follow"
         states = [event.to_state for event in queue.store.events(job)]
-        assert states == [State.QUEUED, State.STARTING, State.RUNNING, State.SUCCEEDED]
+        # A job may have run and ended while no dispatcher looked.
+        assert [state for state in states if state is not State.RUNNING] == [
+            State.QUEUED,
+            State.STARTING,
+            State.SUCCEEDED,
+        ]
 
 
 def test_a_minute_without_an_answer_from_ray_changes_nothing(queue: Queue) -> None:
@@ -118,7 +130,7 @@ def test_a_minute_without_an_answer_from_ray_changes_nothing(queue: Queue) -> No
     assert queue.raygen("train", "ae", *options.split()).returncode == 0
     queue.wait_for("patient", State.RUNNING)
     assert queue.raygen("train", "ae", "--epochs", "1", "--cpus", "2", "--name", "later", "--detach").returncode == 0
-    paused = [process for process in psutil.process_iter() if is_dashboard_of(queue, process)]
+    paused = queue.head_processes("dashboard")
     assert paused
     for process in paused:
         process.suspend()
@@ -133,13 +145,6 @@ def test_a_minute_without_an_answer_from_ray_changes_nothing(queue: Queue) -> No
     for name in ("patient", "later"):
         queue.wait_for(name, State.SUCCEEDED)
         assert queue.job(name).attempt == 1
-
-
-def is_dashboard_of(queue: Queue, process: psutil.Process) -> bool:
-    try:
-        return process.pid in descendants(queue) and "dashboard" in " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return False
 
 
 def reason_of(queue: Queue, name: str) -> str:

@@ -524,6 +524,27 @@ def test_a_cancelled_job_that_stops_by_itself_is_not_ended_by_force(
     assert (now(queue, job).state, cluster.stops()) == (State.CANCELLED, [])
 
 
+def test_a_job_that_had_finished_when_it_was_cancelled_has_succeeded(
+    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+) -> None:
+    job = start(queue, cluster, dispatcher, queue_job(queue, storage))
+    cluster.end("job")
+    queue.cancel(job)
+    dispatcher.tick()
+    assert now(queue, job).state is State.SUCCEEDED
+
+
+def test_a_submission_that_arrives_after_its_job_was_cancelled_may_not_run(
+    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+) -> None:
+    job = start(queue, cluster, dispatcher, queue_job(queue, storage))
+    queue.cancel(job)
+    cluster.restart()
+    dispatcher.tick()
+    assert now(queue, job).state is State.CANCELLED
+    assert not run_of(job).is_attempt(job.attempt)
+
+
 def test_a_cancelled_job_has_ended_when_its_process_has_let_go_of_the_run(
     queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
 ) -> None:
@@ -629,13 +650,12 @@ def test_the_jobs_of_a_dispatcher_that_leaves_are_adopted_at_once(
     assert len(queue.dispatchers()) == 1
 
 
-def test_a_dispatcher_that_is_told_to_stop_leaves_its_jobs_running(
-    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+def test_a_dispatcher_that_leaves_lets_its_jobs_run(
+    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
 ) -> None:
-    monkeypatch.setattr(dispatcher_module, "POLL_EVERY_S", 0.0)
     job = queue_job(queue, storage)
-    looks = iter([False, False, True])
-    dispatcher.run(lambda: next(looks))
+    dispatcher.tick()
+    dispatcher.leave()
     assert now(queue, job).state is State.STARTING
     assert queue.dispatchers() == []
     assert cluster.stops() == []

@@ -347,3 +347,19 @@ def test_a_decision_over_ten_thousand_jobs_takes_little_time() -> None:
     assert policy.choose(claims, FOUR, now=NOW) is None
     # A bound against growth with the queue, far above what it takes, since machines differ.
     assert time.perf_counter() - start_s < 0.5
+
+
+def test_running_jobs_are_what_was_last_seen_where_nobody_looks_after_them() -> None:
+    running = Claim(id=1, name="a", priority=0, gpus=0, cpus=1, active=True)
+    told = Cluster(name="c", capacity=None, unreachable_since=None, problem="", has_dispatcher=False)
+    assert reasons([running], told, now=0.0) == {1: "when last seen; no dispatcher runs for its cluster"}
+    silent = Cluster(name="c", capacity=None, unreachable_since=0.0, problem="no route", has_dispatcher=True)
+    assert reasons([running], silent, now=0.0)[1].startswith("when last seen; the cluster is unreachable since ")
+    seen = Cluster(
+        name="c",
+        capacity=Capacity(gpus=0, cpus=2, where="here"),
+        unreachable_since=None,
+        problem="",
+        has_dispatcher=True,
+    )
+    assert reasons([running], seen, now=0.0) == {}
