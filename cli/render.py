@@ -50,9 +50,16 @@ def trial_table(run: Run, records: Sequence[TrialRecord]) -> Table:
             _epochs(record),
             _objective(record.objective),
             duration(record.train_s),
-            state(record.state, record.reason if record.state == "failed" else ""),
+            state(record.state, why_ended(record)),
         )
     return table
+
+
+def why_ended(record: TrialRecord) -> str:
+    """Why a trial failed, in full, or was stopped, by name; nothing where it ended as it should."""
+    if record.state == "stopped":
+        return record.reason.partition(":")[0]
+    return record.reason if record.state == "failed" else ""
 
 
 def job_table(jobs: Sequence[Job], reasons: Mapping[int, str], best: Mapping[int, str]) -> Table:
@@ -154,8 +161,9 @@ def status_table(status: Mapping[str, Any]) -> Table:
 def trial_end(run: Run, record: TrialRecord) -> str:
     """How a trial ended, in one line."""
     value = "" if record.objective is None else f", {run.objective} {record.objective:.5g}"
-    reason = f" ({record.reason})" if record.state == "failed" else ""
-    return f"trial {record.number} {record.state}{reason} after {duration(record.train_s)}{value}"
+    reason = why_ended(record)
+    shown = f" ({reason})" if reason else ""
+    return f"trial {record.number} {record.state}{shown} after {duration(record.train_s)}{value}"
 
 
 def name_table(names: dict[str, str]) -> Table:

@@ -66,6 +66,19 @@ class EvaluationOptions(BaseModel, frozen=True, extra="forbid"):
         return tuple(dict.fromkeys((self.objective, *self.metrics)))
 
 
+class HealthOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """When a training that has gone wrong is stopped, at the end of an epoch; see raygen.training.health."""
+
+    enabled: bool = Field(True, description="stop trainings that have gone wrong")
+    grace_steps: int = Field(300, ge=0, description="steps before a training may be stopped")
+    patience_epochs: int = Field(5, ge=1, description="epochs in a row that must show the same ailment")
+    min_coverage: float = Field(0.02, ge=0, le=1, description="mode collapse: coverage below this; 0: never")
+    min_discriminator_loss: float = Field(
+        0.02, ge=0, le=1, description="discriminator saturation: loss below this part of a guess's; 0: never"
+    )
+    min_active_units: int = Field(1, ge=0, description="posterior collapse: fewer active latent units; 0: never")
+
+
 class Resources(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The devices a job may use; what is left out follows from what the cluster has."""
 
@@ -90,6 +103,7 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
     training: TrainingOptions = Field(default_factory=TrainingOptions)
     evaluation: EvaluationOptions
+    health: HealthOptions = Field(default_factory=HealthOptions)
     resources: Resources = Field(default_factory=Resources)
     seed: int = Field(0, ge=0, description="of initial weights, data order and training noise")
 
