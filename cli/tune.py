@@ -8,6 +8,7 @@ import typer
 
 from cli import jobs, options
 from raygen import api
+from raygen.errors import SpecError
 from raygen.queue.job import Request
 from raygen.spec import Sampler, Scheduler, SearchOptions
 
@@ -30,6 +31,12 @@ Search = Annotated[
         help="Source of configurations.",
         show_default=options.default(SearchOptions, "sampler"),
         rich_help_panel=_SEARCH,
+    ),
+]
+Extend = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN", help="Go on with a finished search: --trials and --epochs in all.", rich_help_panel=_SEARCH
     ),
 ]
 SchedulerOption = Annotated[
@@ -72,6 +79,7 @@ def tune(
     retries: options.Retries = Request.retries,
     detach: options.Detach = False,
     resume: options.Resume = None,
+    extend: Extend = None,
     dry_run: options.DryRun = False,
     output: options.OutputOption = "table",
     quiet: options.Quiet = False,
@@ -81,8 +89,13 @@ def tune(
     settings = options.settings(context.params)
     view = jobs.View(output=output, quiet=quiet, verbose=verbose, detach=detach)
     site = api.Site(storage, address)
+    chosen = {**settings, **({"--space": space} if space else {})}
+    if extend is not None:
+        if resume is not None:
+            raise SpecError("--resume and --extend are two ways to go on; type one of them")
+        jobs.extend(extend, model, chosen, site=site, view=view)
+        return
     if resume is not None:
-        chosen = {**settings, **({"--space": space} if space else {})}
         jobs.resume(resume, "tune", model, chosen, site=site, view=view)
         return
     jobs.run(

@@ -41,7 +41,7 @@ from raygen.plan import Plan
 
 if TYPE_CHECKING:
     from raygen.errors import Cause, TrainingError
-    from raygen.spec import TrainSpec
+    from raygen.spec import TrainSpec, TuneSpec
     from raygen.training.loop import Epoch, Pace
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -116,6 +116,13 @@ class Trial:
         """The epochs that its spec asks for."""
         epochs: int = _read_json(self.folder / "trial.json")["spec"]["training"]["epochs"]
         return epochs
+
+    def extend(self, epochs: int) -> None:
+        """Let a finished training go on to so many epochs."""
+        document = _read_json(self.folder / "trial.json")
+        document["spec"]["training"]["epochs"] = epochs
+        _write_json(self.folder / "trial.json", document)
+        self.set_status("interrupted", "extended")
 
     def status(self) -> Status:
         """The state it is in, as last written."""
@@ -318,6 +325,18 @@ class Run:
             status = trial.status()
             if status.state == "failed" and only in (None, status.cause):
                 trial.set_status("interrupted", status.reason)
+
+    def extend(self, spec: TuneSpec) -> None:
+        """Ask for more trials or epochs; trials that finished go on from their checkpoints where epochs are more.
+
+        Written in an order in which it can be asked for again if this process is killed half way.
+        """
+        for trial in self.trials():
+            done = max((line["epoch"] for line in trial.epochs()), default=0)
+            if trial.status().state == "finished" and done < spec.training.epochs:
+                trial.extend(spec.training.epochs)
+        document = {**_read_json(self.folder / "run.json"), "spec": spec.model_dump(mode="json")}
+        _write_json(self.folder / "run.json", document)
 
     def ask_to_stop(self) -> None:
         """Let every trial end at its next sync, keeping what was trained."""
