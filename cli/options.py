@@ -130,6 +130,7 @@ PATHS = {
     "objective": "evaluation.objective",
     "health": "health.enabled",
     "trials": "search.trials",
+    "replicates": "search.replicates",
     "search": "search.sampler",
     "scheduler": "search.scheduler",
     "gpus": "resources.gpus",

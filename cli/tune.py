@@ -24,6 +24,14 @@ Trials = Annotated[
         help="Configurations to try.", show_default=options.default(SearchOptions, "trials"), rich_help_panel=_SEARCH
     ),
 ]
+Replicates = Annotated[
+    int | None,
+    typer.Option(
+        help="Seeds that the best configurations are run on.",
+        show_default=options.default(SearchOptions, "replicates"),
+        rich_help_panel=_SEARCH,
+    ),
+]
 Search = Annotated[
     Sampler | None,
     typer.Option(
@@ -55,6 +63,7 @@ def tune(
     model: options.Model = None,
     space: Space = None,
     trials: Trials = None,
+    replicates: Replicates = None,
     search: Search = None,
     scheduler: SchedulerOption = None,
     objective: options.Objective = None,

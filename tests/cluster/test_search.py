@@ -50,7 +50,7 @@ def test_a_training_that_has_gone_wrong_fails_with_the_reason_and_is_not_retried
 
 
 def test_an_extended_search_keeps_what_it_has_and_goes_on(queue: Queue) -> None:
-    common = "--set model.hidden=32 --name extended --quiet".split()
+    common = ["--set", "model.hidden=32", "--name", "extended", "--quiet"]
     assert queue.raygen("tune", "vae", "--trials", "4", "--epochs", "3", *common).returncode == 0
     run = queue.run("extended")
     before = {trial.number: (trial.folder / "epochs.jsonl").stat().st_mtime_ns for trial in run.trials()}
@@ -79,3 +79,19 @@ def test_an_extended_search_keeps_what_it_has_and_goes_on(queue: Queue) -> None:
             assert (record.epoch, record.epochs) == (5, 5)
     assert finished, "of eight trials at least one runs to its end"
     assert "name more of them with --trials" in queue.raygen("tune", "--extend", "extended", "--trials", "8").stderr
+
+
+def test_the_best_configurations_are_run_again_on_further_seeds(queue: Queue) -> None:
+    options = "--trials 3 --epochs 2 --replicates 2 --set search.keep_best=2 --name repeated"
+    done = queue.raygen("tune", "ae", *options.split())
+    assert done.returncode == 0, done.stderr
+    run = queue.run("repeated")
+    replicates = [trial for trial in run.trials() if trial.replicate_of is not None]
+    assert len(replicates) == 2
+    assert [trial.status().state for trial in replicates] == ["finished"] * 2
+    first, second, *_ = run.records()
+    assert {trial.replicate_of for trial in replicates} == {first.number, second.number}
+    assert first.mean is not None
+    assert second.mean is not None
+    assert first.mean <= second.mean
+    assert " ± " in done.stdout
