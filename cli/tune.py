@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -48,9 +48,10 @@ Extend = Annotated[
     ),
 ]
 SchedulerOption = Annotated[
-    Scheduler | None,
+    str | None,
     typer.Option(
         "--scheduler",
+        metavar="|".join(get_args(Scheduler)),
         help="Early stopping.",
         show_default=options.default(SearchOptions, "scheduler"),
         rich_help_panel=_SEARCH,
@@ -102,7 +103,7 @@ def tune(
     if extend is not None:
         if resume is not None:
             raise SpecError("--resume and --extend are two ways to go on; type one of them")
-        jobs.extend(extend, model, chosen, site=site, view=view)
+        jobs.extend(extend, model, chosen, site=site, dry_run=dry_run, view=view)
         return
     if resume is not None:
         jobs.resume(resume, "tune", model, chosen, site=site, view=view)

@@ -169,14 +169,10 @@ class Site:
 
         Raises JobError where the job has not succeeded, and SpecError where it is no search or cannot be extended so.
         """
-        if job.kind != "tune":
-            raise SpecError(f"{job.name} was made by `raygen {job.kind}`; only a search can be extended")
-        if job.state is not State.SUCCEEDED:
-            raise JobError(f"{job.name} is {job.state}; only a job that has succeeded can be extended")
         run = Run(Path(job.folder))
         # A driver of an earlier attempt that is still ending writes there too.
         with run.lock():
-            run.extend(_extended(run, trials, epochs))
+            run.extend(extended(job, trials=trials, epochs=epochs))
         queued = self.store.extend(job)
         self.tend(queued)
         return queued
@@ -297,12 +293,16 @@ def check_data(prepared: Prepared) -> None:
         raise SpecError(f"training.batch_size: {smallest} images cannot be shared by {plan.workers} processes")
 
 
-def _extended(run: Run, trials: int | None, epochs: int | None) -> TuneSpec:
-    """The spec of a longer search; raises SpecError where it would be none, or another than was begun."""
+def extended(job: Job, *, trials: int | None = None, epochs: int | None = None) -> TuneSpec:
+    """The spec of a finished search made longer; raises like Site.extend, which it says the effect of."""
     from raygen.spec import TuneSpec
 
+    if job.state is not State.SUCCEEDED:
+        raise JobError(f"{job.name} is {job.state}; only a job that has succeeded can be extended")
+    run = Run(Path(job.folder))
     spec = run.spec()
-    assert isinstance(spec, TuneSpec)
+    if not isinstance(spec, TuneSpec):
+        raise SpecError(f"{job.name} was made by `raygen {job.kind}`; only a search can be extended")
     wanted = {"search.trials": trials, "training.epochs": epochs}
     had = {"search.trials": spec.search.trials, "training.epochs": spec.training.epochs}
     settings = {path: value for path, value in wanted.items() if value is not None}

@@ -11,7 +11,15 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from raygen import metrics, models
 from raygen import space as space_files
@@ -180,6 +188,16 @@ class SearchOptions(BaseModel, frozen=True, extra="forbid"):
     reduction_factor: int = Field(3, ge=2, description="asha goes on with one trial in so many at each rung")
     keep_best: int = Field(3, ge=1, description="best checkpoints to collect")
     replicates: int = Field(1, ge=1, description="seeds that the configurations of the best are run on in all")
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _refuse_pbt(cls, name: Any) -> Any:
+        if name == "pbt":
+            raise ValueError(
+                "population based training hands checkpoints from trial to trial through Ray, but here they stay in "
+                "the run folder; type asha, median or fifo"
+            )
+        return name
 
 
 class TuneSpec(TrainSpec, frozen=True, extra="forbid"):

@@ -62,6 +62,10 @@ REFUSED = {
     "tune vae --space no.toml": "there is no search space file 'no.toml'",
     "tune vae --trials 0": "search.trials",
     "tune vae --search grid": "'optuna', 'random'",
+    "tune vae --scheduler pbt": "type asha, median or fifo",
+    "tune vae --scheduler hyperband": "input should be 'asha', 'fifo' or 'median'",
+    "tune vae --replicates 0": "search.replicates",
+    "train vae --set health.patience=3": "did you mean 'health.patience_epochs'",
     "tune --resume nothing": "there is no job 'nothing'",
     "tune vae --resume nothing": "leave out vae",
     "tune --extend nothing --trials 3": "there is no job 'nothing'",
@@ -165,7 +169,10 @@ def test_one_damaged_run_does_not_hide_the_others(runner: CliRunner, tmp_path: P
         store.claim(dispatcher)
     listed = runner.invoke(app, ["ls"])
     assert listed.exit_code == 0
-    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [["text", "starting"], ["empty", "starting"]]
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [
+        ["text", "starting"],
+        ["empty", "starting"],
+    ]
     assert len(listed.stderr.splitlines()) == 2
     shown = runner.invoke(app, ["show", "empty"])
     assert shown.exit_code == 2
