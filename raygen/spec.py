@@ -79,7 +79,7 @@ class HealthOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
 
     enabled: bool = Field(True, description="stop trainings that have gone wrong")
     grace_steps: int = Field(300, ge=0, description="steps before a training may be stopped")
-    patience_epochs: int = Field(5, ge=1, description="epochs in a row that must show the same ailment")
+    patience_epochs: int = Field(10, ge=1, description="epochs in a row that must show the same ailment")
     min_coverage: float = Field(0.02, ge=0, le=1, description="mode collapse: coverage below this; 0: never")
     min_discriminator_loss: float = Field(
         0.02, ge=0, le=1, description="discriminator saturation: loss below this part of a guess's; 0: never"
