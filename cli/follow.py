@@ -121,8 +121,7 @@ def _watch(watched: _Watched, talk: Console) -> None:
 
 
 def _update(progress: Progress, whole: TaskID, watched: _Watched, records: list[TrialRecord]) -> None:
-    spec = watched.run.spec_json
-    total = spec["search"]["trials"] if watched.run.kind == "tune" else 1
+    total = watched.run.number_of_trials
     done = sum(1.0 if record.state in ENDED_TRIALS else record.fraction for record in records)
     ended = sum(record.state in ENDED_TRIALS for record in records)
     rate = sum(record.images_per_s or 0.0 for record in records if record.state == "running")

@@ -14,6 +14,9 @@ from raygen import api
 from raygen.errors import SpecError
 from raygen.queue.job import Job
 
+EXTENSIBLE = ("search.trials", "training.epochs")
+"""What may become more of in a search that has ended."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -84,6 +87,23 @@ def resume(
     if job.kind != kind:
         raise SpecError(f"{job.name} was made by `raygen {job.kind}`; type raygen {job.kind} --resume {name}")
     job = site.retry(job)
+    view.say(f"going on with {job.name}\nresults in {job.folder}")
+    _follow(site, job, view)
+
+
+def extend(
+    name: str, model: str | None, settings: dict[str, Any], *, site: api.Site, dry_run: bool, view: View
+) -> None:
+    """Queue a finished search again, for more trials or epochs; raises SpecError where anything else was given."""
+    other = [*([model] if model else []), *(path for path in settings if path not in EXTENSIBLE)]
+    if other:
+        raise SpecError(f"--extend takes --trials and --epochs; leave out {', '.join(other)}")
+    job = site.store.find(name)
+    trials, epochs = (settings.get(path) for path in EXTENSIBLE)
+    if dry_run:
+        console.show_json({"spec": api.extended(job, trials=trials, epochs=epochs).model_dump(mode="json")})
+        return
+    job = site.extend(job, trials=trials, epochs=epochs)
     view.say(f"going on with {job.name}\nresults in {job.folder}")
     _follow(site, job, view)
 

@@ -75,10 +75,19 @@ LatentDim = Annotated[int | None, typer.Option(help="Latent (noise) dimension.",
 PrecisionOption = Annotated[
     Precision | None, typer.Option("--precision", help="bf16: mixed precision.", rich_help_panel=_TRAINING)
 ]
-Compile = Annotated[bool, typer.Option("--compile", help="Use torch.compile.", rich_help_panel=_TRAINING)]
+Compile = Annotated[bool | None, typer.Option("--compile", help="Use torch.compile.", rich_help_panel=_TRAINING)]
 Seed = Annotated[int | None, typer.Option(help="Of weights, data order and noise.", rich_help_panel=_TRAINING)]
 Objective = Annotated[
     str | None, typer.Option(help="Held-out metric that decides what is best.", rich_help_panel=_TRAINING)
+]
+Health = Annotated[
+    bool | None,
+    typer.Option(
+        "--health/--no-health",
+        help="Stop trainings that have gone wrong.",
+        show_default="health",
+        rich_help_panel=_TRAINING,
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -176,7 +185,9 @@ PATHS = {
     "latent_dim": "model.latent_dim",
     "seed": "seed",
     "objective": "evaluation.objective",
+    "health": "health.enabled",
     "trials": "search.trials",
+    "replicates": "search.replicates",
     "search": "search.sampler",
     "scheduler": "search.scheduler",
     "gpus": "resources.gpus",
@@ -190,11 +201,7 @@ PATHS = {
 
 def settings(parameters: dict[str, Any]) -> dict[str, Any]:
     """Values by dotted path, from a command's options and its `--set KEY=VALUE`; raises SpecError on a clash."""
-    given = {
-        PATHS[name]: value
-        for name, value in parameters.items()
-        if name in PATHS and value is not None and value is not False
-    }
+    given = {PATHS[name]: value for name, value in parameters.items() if name in PATHS and value is not None}
     for assignment in parameters["assignments"] or []:
         path, equals, text = assignment.partition("=")
         if not equals:

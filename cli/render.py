@@ -45,19 +45,30 @@ def trial_table(run: Run, records: Sequence[TrialRecord]) -> Table:
         table.add_column(_heading(key), justify="right")
     table.add_column("epochs", justify="right")
     table.add_column(f"{run.objective} {arrow}", justify="right", min_width=7)
+    over_seeds = any(record.mean not in (None, record.objective) for record in records)
+    if over_seeds:
+        table.add_column("all held-out", justify="right")
     table.add_column("time", justify="right")
     table.add_column("state", overflow="fold", min_width=len("interrupted"))
     for record in records:
         values = [_number(record.parameters.get(key, field(run.spec_json, key))) for key in shown]
         table.add_row(
-            str(record.number),
+            _trial(record),
             *values,
             _epochs(record),
             _objective(record.objective),
+            *([_over_seeds(record)] if over_seeds else []),
             duration(record.train_s),
-            state(record.state, record.reason if record.state == "failed" else ""),
+            state(record.state, why_ended(record)),
         )
     return table
+
+
+def why_ended(record: TrialRecord) -> str:
+    """Why a trial failed, in full, or was stopped, by name; nothing where it ended as it should."""
+    if record.state == "stopped":
+        return record.reason.partition(":")[0]
+    return record.reason if record.state == "failed" else ""
 
 
 def job_table(jobs: Sequence[Job], reasons: Mapping[int, str], best: Mapping[int, str]) -> Table:
@@ -227,8 +238,9 @@ def _value(value: float | None) -> str:
 def trial_end(run: Run, record: TrialRecord) -> str:
     """How a trial ended, in one line."""
     value = "" if record.objective is None else f", {run.objective} {record.objective:.5g}"
-    reason = f" ({record.reason})" if record.state == "failed" else ""
-    return f"trial {record.number} {record.state}{reason} after {duration(record.train_s)}{value}"
+    reason = why_ended(record)
+    shown = f" ({reason})" if reason else ""
+    return f"trial {record.number} {record.state}{shown} after {duration(record.train_s)}{value}"
 
 
 def name_table(names: dict[str, str]) -> Table:
@@ -266,6 +278,8 @@ def outcome(run: Run, records: Sequence[TrialRecord], status: Status) -> Text:
         keys = dict.fromkeys((*ALWAYS_SHOWN, *best.parameters))
         values = (f"{_heading(key)} {_number(best.parameters.get(key, field(run.spec_json, key)))}" for key in keys)
         found = f"trial {best.number}, {run.objective} {_objective(best.objective)} after epoch {best.best_epoch}"
+        if best.seeds > 1:
+            found += f" ({_over_seeds(best)} over {best.seeds} seeds)"
         lines += [("best", f"{found}: {', '.join(values)}")]
     places = run.best_places()
     if places:
@@ -326,6 +340,19 @@ def _heading(path: str) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _trial(record: TrialRecord) -> str:
+    """Its number, and after it that of the trial whose configuration it runs again."""
+    return str(record.number) if record.replicate_of is None else f"{record.number} ({record.replicate_of})"
+
+
+def _over_seeds(record: TrialRecord) -> str:
+    """The objective on all held-out images: mean ± spread where there are several seeds."""
+    if record.mean is None:
+        return ""
+    spread = "" if record.spread is None else f" ± {record.spread:.2g}"
+    return f"{record.mean:.5g}{spread}"
 
 
 def _objective(value: float | None) -> str:

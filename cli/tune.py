@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from cli import jobs, options
 from raygen import api
+from raygen.errors import SpecError
 from raygen.queue.job import Request
 from raygen.spec import Sampler, Scheduler, SearchOptions
 
@@ -23,6 +24,14 @@ Trials = Annotated[
         help="Configurations to try.", show_default=options.default(SearchOptions, "trials"), rich_help_panel=_SEARCH
     ),
 ]
+Replicates = Annotated[
+    int | None,
+    typer.Option(
+        help="Seeds that the best configurations are run on.",
+        show_default=options.default(SearchOptions, "replicates"),
+        rich_help_panel=_SEARCH,
+    ),
+]
 Search = Annotated[
     Sampler | None,
     typer.Option(
@@ -32,10 +41,17 @@ Search = Annotated[
         rich_help_panel=_SEARCH,
     ),
 ]
+Extend = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN", help="Go on with a finished search: --trials and --epochs in all.", rich_help_panel=_SEARCH
+    ),
+]
 SchedulerOption = Annotated[
-    Scheduler | None,
+    str | None,
     typer.Option(
         "--scheduler",
+        metavar="|".join(get_args(Scheduler)),
         help="Early stopping.",
         show_default=options.default(SearchOptions, "scheduler"),
         rich_help_panel=_SEARCH,
@@ -48,6 +64,7 @@ def tune(
     model: options.Model = None,
     space: Space = None,
     trials: Trials = None,
+    replicates: Replicates = None,
     search: Search = None,
     scheduler: SchedulerOption = None,
     objective: options.Objective = None,
@@ -56,8 +73,9 @@ def tune(
     image_size: options.ImageSize = None,
     epochs: options.Epochs = None,
     precision: options.PrecisionOption = None,
-    compile_: options.Compile = False,
+    compile_: options.Compile = None,
     seed: options.Seed = None,
+    health: options.Health = None,
     assignments: options.Set = None,
     gpus: options.Gpus = None,
     cpus: options.Cpus = None,
@@ -71,6 +89,7 @@ def tune(
     retries: options.Retries = Request.retries,
     detach: options.Detach = False,
     resume: options.Resume = None,
+    extend: Extend = None,
     dry_run: options.DryRun = False,
     output: options.OutputOption = "table",
     quiet: options.Quiet = False,
@@ -80,8 +99,13 @@ def tune(
     settings = options.settings(context.params)
     view = jobs.View(output=output, quiet=quiet, verbose=verbose, detach=detach)
     site = api.Site(storage, address)
+    chosen = {**settings, **({"--space": space} if space else {})}
+    if extend is not None:
+        if resume is not None:
+            raise SpecError("--resume and --extend are two ways to go on; type one of them")
+        jobs.extend(extend, model, chosen, site=site, dry_run=dry_run, view=view)
+        return
     if resume is not None:
-        chosen = {**settings, **({"--space": space} if space else {})}
         jobs.resume(resume, "tune", model, chosen, site=site, view=view)
         return
     jobs.run(

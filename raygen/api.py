@@ -29,7 +29,7 @@ from raygen.errors import (
     SpecError,
 )
 from raygen.plan import Capacity, Plan, plan_search, plan_training
-from raygen.queue.job import ACTIVE, ENDED, Job, Request, State
+from raygen.queue.job import ACTIVE, ENDED, RETRIED, Job, Request, State
 from raygen.runs import CHECKPOINT, Run, default_storage
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from raygen.data import Dataset
     from raygen.queue.store import Store
     from raygen.results import TrainedModel
-    from raygen.spec import Resources, TrainSpec
+    from raygen.spec import Resources, TrainSpec, TuneSpec
 
 Settings = Mapping[str, Any]
 
@@ -174,10 +174,23 @@ class Site:
 
     def retry(self, job: Job) -> Job:
         """Queue a failed or cancelled job again; trials that failed go on too. Raises JobError for any other."""
-        if job.state not in (State.FAILED, State.CANCELLED):
+        if job.state not in RETRIED:
             raise JobError(f"{job.name} is {job.state}; only a failed or cancelled job can be tried again")
         Run(Path(job.folder)).reopen()
         queued = self.store.retry(job)
+        self.tend(queued)
+        return queued
+
+    def extend(self, job: Job, *, trials: int | None = None, epochs: int | None = None) -> Job:
+        """Queue a finished search again, for so many trials in all, or epochs of each trial.
+
+        Raises JobError where the job has not succeeded, and SpecError where it is no search or cannot be extended so.
+        """
+        run = Run(Path(job.folder))
+        # A driver of an earlier attempt that is still ending writes there too.
+        with run.lock():
+            run.extend(extended(job, trials=trials, epochs=epochs))
+        queued = self.store.extend(job)
         self.tend(queued)
         return queued
 
@@ -318,6 +331,47 @@ def check_data(prepared: Prepared) -> None:
         )
     if smallest < plan.workers:
         raise SpecError(f"training.batch_size: {smallest} images cannot be shared by {plan.workers} processes")
+
+
+def extended(job: Job, *, trials: int | None = None, epochs: int | None = None) -> TuneSpec:
+    """The spec of a finished search made longer; raises like Site.extend, which it says the effect of."""
+    from raygen.spec import TuneSpec
+
+    if job.state is not State.SUCCEEDED:
+        raise JobError(f"{job.name} is {job.state}; only a job that has succeeded can be extended")
+    run = Run(Path(job.folder))
+    spec = run.spec()
+    if not isinstance(spec, TuneSpec):
+        raise SpecError(f"{job.name} was made by `raygen {job.kind}`; only a search can be extended")
+    wanted = {"search.trials": trials, "training.epochs": epochs}
+    had = {"search.trials": spec.search.trials, "training.epochs": spec.training.epochs}
+    settings = {path: value for path, value in wanted.items() if value is not None}
+    for path, value in settings.items():
+        if value < had[path]:
+            option = path.rpartition(".")[2]
+            raise SpecError(f"--{option} {value} is fewer than the {had[path]} that {run.name} has; name more of them")
+    if all(value == had[path] for path, value in settings.items()) and run.is_complete():
+        raise SpecError(
+            f"{run.name} has {had['search.trials']} trials of {had['training.epochs']} epochs already; "
+            "name more of them with --trials, --epochs or both"
+        )
+    if settings.get("training.epochs", 0) > had["training.epochs"]:
+        _check_longer(spec)
+    return spec.with_settings(settings)
+
+
+def _check_longer(spec: TuneSpec) -> None:
+    """Raise SpecError where a training of more epochs would not have begun as the shorter one did."""
+    varied = spec.search.space.parameters.keys()
+    if "training.epochs" in varied:
+        raise SpecError("training.epochs is what the search varies; leave out --epochs")
+    if {"optimizer.schedule", "optimizer.warmup_fraction"} & varied or (
+        spec.optimizer.schedule != "constant" or spec.optimizer.warmup_fraction > 0
+    ):
+        raise SpecError(
+            "the learning rate of this search follows the number of epochs (optimizer.schedule, "
+            "optimizer.warmup_fraction), so its trainings cannot be made longer; leave out --epochs"
+        )
 
 
 def _to_the_end(site: Site, prepared: Prepared) -> Run:

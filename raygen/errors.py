@@ -10,6 +10,7 @@ RaygenError                    1   anything below
 │   └── JobError                   a job that is not in the queue, or cannot do what was asked
 ├── TrainingError              1   a training that cannot go on
 │   ├── NonFiniteLossError         a loss became NaN or infinite
+│   ├── UnhealthyError             it learns nothing any more, though its losses are finite
 │   └── OutOfMemoryError           the device or the machine has too little memory for it
 ├── ProcessLostError           1   processes of a training were lost, more often than they are replaced
 ├── CheckpointError            1   a checkpoint, or another file of a run, that cannot be written or read
@@ -23,8 +24,20 @@ RaygenError                    1   anything below
 
 from typing import Literal
 
-Cause = Literal["error", "bad input", "non-finite loss", "out of memory", "lost"]
-"""Why a trial or a run failed; only what was lost is worth trying again as it is."""
+Ailment = Literal["mode collapse", "discriminator saturation", "posterior collapse"]
+"""What a training may be stopped for although its losses are finite; see raygen.training.health."""
+
+Cause = Literal[
+    "error",
+    "bad input",
+    "non-finite loss",
+    "out of memory",
+    "lost",
+    "mode collapse",
+    "discriminator saturation",
+    "posterior collapse",
+]
+"""Why a trial or a run failed or was stopped; only what was lost is worth trying again as it is."""
 
 
 class RaygenError(Exception):
@@ -79,6 +92,15 @@ class NonFiniteLossError(TrainingError):
             f"the {phase} loss is not finite at step {step}; lower the learning rate (--lr) "
             "or clip gradients (--set optimizer.clip_norm=1)"
         )
+
+
+class UnhealthyError(TrainingError):
+    """A training learns nothing any more, although its losses are finite; `cause` is its ailment."""
+
+    def __init__(self, ailment: Ailment, sign: str) -> None:
+        super().__init__(f"{ailment}: {sign}; --no-health trains on")
+        self.ailment = ailment
+        self.cause = ailment
 
 
 class OutOfMemoryError(TrainingError):

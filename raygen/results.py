@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from raygen.runs import CHECKPOINT, PICTURE, Run, Trial
 from raygen.spec import TrainSpec, TuneSpec
 from raygen.training import checkpoint
 from raygen.training.checkpoint import BestRecord
+from raygen.training.distributed import CPU
+from raygen.training.evaluation import evaluate, held_out_images
 
 SAMPLES = 64
 RECONSTRUCTIONS = 16
@@ -77,23 +80,84 @@ def load(place: Path) -> TrainedModel:
     return TrainedModel(model.eval().requires_grad_(False), spec, metrics)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """A trial's checkpoint, with its metrics on so many held-out images."""
+
+    trial: Trial
+    record: BestRecord
+    metrics: dict[str, float]
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Configuration:
+    """What one configuration came to on all its seeds."""
+
+    number: int
+    best: _Candidate
+    values: list[float]
+
+    @property
+    def over_seeds(self) -> dict[str, Any]:
+        """Mean and sample standard deviation of the objective, as a TrialRecord has them."""
+        several = len(self.values) > 1
+        spread = statistics.stdev(self.values) if several else None
+        return {"mean": statistics.fmean(self.values), "spread": spread, "seeds": len(self.values)}
+
+
 def collect_best(run: Run) -> None:
     """Fill best/1 … best/k with the checkpoints of the k best trials: spec, weights, metrics and a picture.
 
-    What counts is what the checkpoints hold: a trial whose process was lost may have reported more than it saved.
+    A search's are judged once more, on all held-out images, and ranked by the mean over the seeds that each
+    configuration was run on; the checkpoint is that of the best seed. What counts is what the checkpoints hold: a
+    trial whose process was lost may have reported more than it saved.
     """
     spec = run.spec()
     keep = spec.search.keep_best if isinstance(spec, TuneSpec) else 1
-    saved = [(trial, checkpoint.read_best_record(trial.checkpoint)) for trial in run.trials()]
+    saved = [(trial, checkpoint.read_best_record(trial.checkpoint)) for trial in run.configurations()]
     kept = [(trial, record) for trial, record in saved if record is not None]
     kept.sort(key=lambda pair: pair[1].metrics[run.objective], reverse=run.direction == "max")
     dataset = data.load(spec.data)
+    judged = [_judged(run, trial, dataset) for trial, _ in kept[:keep]]
+    judged.sort(key=lambda configuration: configuration.over_seeds["mean"], reverse=run.direction == "max")
     filled = run.folder / ".best.partial"
     shutil.rmtree(filled, ignore_errors=True)
-    for place, (trial, record) in enumerate(kept[:keep], start=1):
-        _fill(filled / str(place), run, trial, record, dataset)
+    for place, configuration in enumerate(judged, start=1):
+        _fill(filled / str(place), run, configuration, dataset)
     if kept:
         run.replace_best(filled)
+
+
+def _judged(run: Run, original: Trial, dataset: data.Dataset) -> _Configuration:
+    """Judge all checkpoints of one configuration on all held-out images."""
+    # A person who stops a run waits for it to end: then the values of its epochs have to do.
+    in_full = run.kind == "tune" and not run.should_stop()
+    candidates = []
+    for trial in (original, *run.replicates(original)):
+        record = checkpoint.read_best_record(trial.checkpoint)
+        if record is not None:
+            candidates.append(_candidate(trial, record, dataset, in_full=in_full))
+    pick = max if run.direction == "max" else min
+    return _Configuration(
+        number=original.number,
+        best=pick(candidates, key=lambda candidate: candidate.metrics[run.objective]),
+        values=[candidate.metrics[run.objective] for candidate in candidates],
+    )
+
+
+def _candidate(trial: Trial, record: BestRecord, dataset: data.Dataset, *, in_full: bool) -> _Candidate:
+    spec, everything = trial.spec(), len(dataset.held_out)
+    images = min(spec.evaluation.images, everything)
+    if not in_full or images == everything:
+        return _Candidate(trial=trial, record=record, metrics=record.metrics, images=images)
+    model = models.find(spec.model.name)(spec.model, ImageShape(*dataset.shape))
+    with checkpoint.explained(f"cannot read the checkpoint of trial {trial.number}"):
+        model.load_state_dict(checkpoint.read_best_weights(trial.checkpoint))
+    options = spec.evaluation.model_copy(update={"images": everything})
+    held_out = held_out_images(dataset.held_out, options, CPU)
+    metrics = evaluate(model.eval().requires_grad_(False), held_out, options)
+    return _Candidate(trial=trial, record=record, metrics=metrics, images=everything)
 
 
 def sample(trained: TrainedModel, count: int, seed: int) -> Tensor:
@@ -115,14 +179,18 @@ def check_shape(trained: TrainedModel, dataset: data.Dataset) -> None:
         )
 
 
-def _fill(folder: Path, run: Run, trial: Trial, record: BestRecord, dataset: data.Dataset) -> None:
-    spec = trial.spec()
+def _fill(folder: Path, run: Run, configuration: _Configuration, dataset: data.Dataset) -> None:
+    best = configuration.best
+    trial, record, spec = best.trial, best.record, best.trial.spec()
     metrics = {
         "trial": trial.number,
         "epoch": record.epoch,
         "objective": run.objective,
         "value": record.metrics[run.objective],
         "metrics": record.metrics,
+        "full_evaluation": {"images": best.images, "metrics": best.metrics},
+        "configuration": configuration.number,
+        "over_seeds": configuration.over_seeds,
         "parameters": trial.parameters,
         "image_shape": list(dataset.shape),
         "can_sample": issubclass(models.find(spec.model.name), Sampler),

@@ -10,7 +10,7 @@ RUN/
     summary.json           the result, written at the end
     ray/                   what Ray Tune writes while it runs
     trials/001/
-        trial.json         the trial's parameters and its complete spec
+        trial.json         the trial's parameters, its complete spec, and the trial that it runs again if any
         state.json         running, finished, stopped, failed or interrupted, and why
         epochs.jsonl       a line for each epoch
         pace.json          how far and how fast, now
@@ -27,7 +27,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +41,7 @@ from raygen.plan import Plan
 
 if TYPE_CHECKING:
     from raygen.errors import Cause, TrainingError
-    from raygen.spec import TrainSpec
+    from raygen.spec import TrainSpec, TuneSpec
     from raygen.training.loop import Epoch, Pace
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -71,7 +71,11 @@ class Status:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What is known of a trial; `objective` is its best value so far, reached at `best_epoch`."""
+    """What is known of a trial; `objective` is its best value so far, reached at `best_epoch`.
+
+    One that runs the configuration of another on another seed is its replicate. Of a configuration in best/, `mean`
+    and `spread` (sample standard deviation) are over `seeds` seeds, judged on all held-out images.
+    """
 
     number: int
     parameters: dict[str, Any]
@@ -85,6 +89,10 @@ class TrialRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     images_per_s: float | None = None
     fraction: float = 0.0
+    replicate_of: int | None = None
+    mean: float | None = None
+    spread: float | None = None
+    seeds: int = 1
 
 
 def default_storage() -> Path:
@@ -111,6 +119,12 @@ class Trial:
         parameters: dict[str, Any] = _read_json(self.folder / "trial.json")["parameters"]
         return parameters
 
+    @property
+    def replicate_of(self) -> int | None:
+        """The number of the trial whose configuration this one runs on another seed."""
+        original: int | None = _read_json(self.folder / "trial.json").get("replicate_of")
+        return original
+
     def spec(self) -> TrainSpec:
         """Its complete spec."""
         from raygen.spec import TrainSpec
@@ -122,6 +136,13 @@ class Trial:
         """The epochs that its spec asks for."""
         epochs: int = _read_json(self.folder / "trial.json")["spec"]["training"]["epochs"]
         return epochs
+
+    def extend(self, epochs: int) -> None:
+        """Let a finished training go on to so many epochs."""
+        document = _read_json(self.folder / "trial.json")
+        document["spec"]["training"]["epochs"] = epochs
+        _write_json(self.folder / "trial.json", document)
+        self.set_status("interrupted", "extended")
 
     def status(self) -> Status:
         """The state it is in, as last written."""
@@ -207,6 +228,7 @@ class Trial:
             metrics=best["metrics"] if best else {},
             images_per_s=pace.get("images_per_s"),
             fraction=max(len(epochs) / number_of_epochs, pace["step"] / pace["steps"] if pace else 0.0),
+            replicate_of=document.get("replicate_of"),
         )
 
 
@@ -333,6 +355,18 @@ class Run:
             if status.state == "failed" and only in (None, status.cause):
                 trial.set_status("interrupted", status.reason)
 
+    def extend(self, spec: TuneSpec) -> None:
+        """Ask for more trials or epochs; trials that finished go on from their checkpoints where epochs are more.
+
+        Written in an order in which it can be asked for again if this process is killed half way.
+        """
+        for trial in self.trials():
+            done = max((line["epoch"] for line in trial.epochs()), default=0)
+            if trial.status().state == "finished" and done < spec.training.epochs:
+                trial.extend(spec.training.epochs)
+        document = {**_read_json(self.folder / "run.json"), "spec": spec.model_dump(mode="json")}
+        _write_json(self.folder / "run.json", document)
+
     def ask_to_stop(self) -> None:
         """Let every trial end at its next sync, keeping what was trained."""
         (self.folder / "stop").touch()
@@ -345,12 +379,18 @@ class Run:
         """Forget an earlier wish to stop."""
         (self.folder / "stop").unlink(missing_ok=True)
 
-    def new_trial(self, number: int, parameters: Mapping[str, Any], spec: TrainSpec) -> Trial:
+    def new_trial(
+        self, number: int, parameters: Mapping[str, Any], spec: TrainSpec, *, replicate_of: int | None = None
+    ) -> Trial:
         """Make the folder of a trial."""
         folder = self.folder / "trials" / f"{number:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "state.json", {"state": "waiting"})
-        document = {"parameters": dict(parameters), "spec": spec.model_dump(mode="json")}
+        document = {
+            "parameters": dict(parameters),
+            "spec": spec.model_dump(mode="json"),
+            "replicate_of": replicate_of,
+        }
         _write_json(folder / "trial.json", document)
         return Trial(folder)
 
@@ -362,17 +402,64 @@ class Run:
         """Its trials, in the order in which they were made."""
         return [Trial(path.parent) for path in sorted(self.folder.glob("trials/*/trial.json"))]
 
+    def configurations(self) -> list[Trial]:
+        """Its trials without those that run another's configuration again."""
+        return [trial for trial in self.trials() if trial.replicate_of is None]
+
+    def replicates(self, original: Trial) -> list[Trial]:
+        """The trials that run this trial's configuration on other seeds."""
+        return [trial for trial in self.trials() if trial.replicate_of == original.number]
+
+    def add_replicates(self) -> None:
+        """Make the trials that a search still needs to run its best configurations on all seeds."""
+        first = len(self.trials()) + 1
+        for number, (original, seed) in enumerate(self._lacking_replicates(), start=first):
+            spec = original.spec().with_settings({"seed": seed})
+            self.new_trial(number, original.parameters, spec, replicate_of=original.number)
+
+    def _lacking_replicates(self) -> list[tuple[Trial, int]]:
+        """The best configurations' trials, each with a seed that it has not been run on."""
+        search = self.spec_json.get("search", {})
+        extra = search.get("replicates", 1) - 1
+        if extra == 0:
+            return []
+        valued = [trial for trial in self.configurations() if trial.record(self.objective).objective is not None]
+        valued.sort(key=lambda trial: self._rank(trial.record(self.objective)))
+        return [
+            (trial, trial.spec().seed + number)
+            for trial in valued[: search["keep_best"]]
+            for number in range(len(self.replicates(trial)) + 1, extra + 1)
+        ]
+
+    @property
+    def number_of_trials(self) -> int:
+        """The trials that were asked for, those that run a configuration again among them."""
+        search = self.spec_json.get("search")
+        if search is None:
+            return 1
+        trials: int = search["trials"]
+        extra: int = (search.get("replicates", 1) - 1) * min(search["keep_best"], trials)
+        return trials + extra
+
     def is_complete(self) -> bool:
         """Whether every trial that was asked for has ended."""
         wanted = self.spec_json["search"]["trials"] if self.kind == "tune" else 1
-        trials = self.trials()
-        return len(trials) >= wanted and all(trial.status().state in ENDED for trial in trials)
+        ended = all(trial.status().state in ENDED for trial in self.trials())
+        return len(self.configurations()) >= wanted and ended and not self._lacking_replicates()
 
     def records(self) -> list[TrialRecord]:
-        """What is known of every trial, the best first, those without a value last."""
+        """What is known of every trial: best/ in its order, then the best first, those without a value last."""
+        judged = [_read_json(place / "metrics.json") for place in self.best_places()]
+        over_seeds = {metrics["configuration"]: metrics["over_seeds"] for metrics in judged if "over_seeds" in metrics}
+        places = {configuration: place for place, configuration in enumerate(over_seeds)}
         records = [trial.record(self.objective) for trial in self.trials()]
+        records = [replace(record, **over_seeds.get(record.number, {})) for record in records]
+        return sorted(records, key=lambda record: (places.get(record.number, len(places)), self._rank(record)))
+
+    def _rank(self, record: TrialRecord) -> tuple[bool, float]:
+        """What sorts the better trials before the worse, and those without a value last."""
         sign = -1 if self.direction == "max" else 1
-        return sorted(records, key=lambda record: (record.objective is None, sign * (record.objective or 0.0)))
+        return record.objective is None, sign * (record.objective or 0.0)
 
     def best_value(self, *, ended: bool) -> float | None:
         """The best value of the objective so far; of a run that has ended it is read from its summary."""
@@ -380,7 +467,7 @@ class Run:
         if summary:
             values = [trial["objective"] for trial in summary["trials"]]
         else:
-            values = [record.objective for record in self.records()]
+            values = [record.objective for record in sorted(self.records(), key=self._rank)]
         return values[0] if values else None
 
     def best(self, place: int = 1) -> Path:

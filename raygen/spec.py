@@ -11,7 +11,15 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from raygen import metrics, models
 from raygen import space as space_files
@@ -66,6 +74,19 @@ class EvaluationOptions(BaseModel, frozen=True, extra="forbid"):
         return tuple(dict.fromkeys((self.objective, *self.metrics)))
 
 
+class HealthOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """When a training that has gone wrong is stopped, at the end of an epoch; see raygen.training.health."""
+
+    enabled: bool = Field(True, description="stop trainings that have gone wrong")
+    grace_steps: int = Field(300, ge=0, description="steps before a training may be stopped")
+    patience_epochs: int = Field(10, ge=1, description="epochs in a row that must show the same ailment")
+    min_coverage: float = Field(0.02, ge=0, le=1, description="mode collapse: coverage below this; 0: never")
+    min_discriminator_loss: float = Field(
+        0.02, ge=0, le=1, description="discriminator saturation: loss below this part of a guess's; 0: never"
+    )
+    min_active_units: int = Field(1, ge=0, description="posterior collapse: fewer active latent units; 0: never")
+
+
 class Resources(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The devices a job may use; what is left out follows from what the cluster has."""
 
@@ -90,6 +111,7 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
     training: TrainingOptions = Field(default_factory=TrainingOptions)
     evaluation: EvaluationOptions
+    health: HealthOptions = Field(default_factory=HealthOptions)
     resources: Resources = Field(default_factory=Resources)
     seed: int = Field(0, ge=0, description="of initial weights, data order and training noise")
 
@@ -165,6 +187,17 @@ class SearchOptions(BaseModel, frozen=True, extra="forbid"):
     grace_fraction: float = Field(0.1, gt=0, le=1, description="part of the epochs before a trial may be stopped")
     reduction_factor: int = Field(3, ge=2, description="asha goes on with one trial in so many at each rung")
     keep_best: int = Field(3, ge=1, description="best checkpoints to collect")
+    replicates: int = Field(1, ge=1, description="seeds that the configurations of the best are run on in all")
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _refuse_pbt(cls, name: Any) -> Any:
+        if name == "pbt":
+            raise ValueError(
+                "population based training hands checkpoints from trial to trial through Ray, but here they stay in "
+                "the run folder; type asha, median or fifo"
+            )
+        return name
 
 
 class TuneSpec(TrainSpec, frozen=True, extra="forbid"):

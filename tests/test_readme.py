@@ -36,7 +36,7 @@ def test_every_job_in_the_readme_has_a_valid_spec(
     runner = CliRunner()
     (tmp_path / "my_space.toml").write_text(runner.invoke(app, ["spaces", "vae"]).stdout)
     result = runner.invoke(app, [*shlex.split(command)[1:], "--dry-run"])
-    if "--resume JOB" in command:
+    if " JOB" in command:
         assert "there is no job 'JOB'" in result.stderr
     elif "--gpus" in command and result.exit_code:
         assert re.search(r"this machine has \d+ GPUs", result.stderr), "refused for another reason than missing GPUs"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 import raygen
+from cli import render
 from raygen import metrics, pictures, results
 from raygen.data import Dataset
 from raygen.errors import CheckpointError, RunError
@@ -139,6 +142,83 @@ def test_collecting_again_puts_the_new_in_the_place_of_the_old(small_run: Run) -
         "spec.json",
     ]
     assert [path.name for path in small_run.folder.glob(".*")] == []
+
+
+def test_the_best_of_a_search_are_judged_once_more_on_all_held_out_images(storage: Path, digits: Dataset) -> None:
+    run = new_run(storage, TuneSpec.search_over("vae", "vae", {**SMALL, "evaluation.images": 50}))
+    for number, lr in enumerate(RATES, start=1):
+        train(run, number, {"optimizer.lr": lr, "training.batch_size": 64, "model.latent_dim": 4}, digits)
+    results.collect_best(run)
+    found = [json.loads((place / "metrics.json").read_text()) for place in run.best_places()]
+    for place, entry in zip(run.best_places(), found, strict=True):
+        options = run.spec().evaluation.model_copy(update={"images": len(digits.held_out)})
+        values = evaluate(results.load(place).model, held_out_images(digits.held_out, options, CPU), options)
+        assert entry["full_evaluation"]["images"] == 180
+        assert entry["full_evaluation"]["metrics"] == pytest.approx(values)
+        assert entry["over_seeds"] == {"mean": values["val_elbo"], "spread": None, "seeds": 1}
+    assert [record.number for record in run.records()[:2]] == [entry["configuration"] for entry in found]
+    assert run.records()[0].mean != run.records()[0].objective
+
+
+def test_the_best_are_run_on_further_seeds_and_ranked_by_the_mean(storage: Path, digits: Dataset) -> None:
+    run = new_run(storage, TuneSpec.search_over("ae", "ae", {**SMALL, "search.replicates": 3, "search.trials": 3}))
+    assert run.number_of_trials == 3 + 2 * 2
+    for number, lr in enumerate(RATES, start=1):
+        train(run, number, {"optimizer.lr": lr, "training.batch_size": 64, "model.latent_dim": 4}, digits)
+    assert not run.is_complete()
+    run.add_replicates()
+    run.add_replicates()  # as after a lost driver: nothing is made twice
+    made = [trial for trial in run.trials() if trial.replicate_of is not None]
+    assert [(trial.number, trial.replicate_of, trial.spec().seed) for trial in made] == [
+        (4, 2, 1),
+        (5, 2, 2),
+        (6, 3, 1),
+        (7, 3, 2),
+    ]
+    for trial in made:
+        assert trial.spec() == run.trial(trial.replicate_of or 0).spec().with_settings({"seed": trial.spec().seed})
+        for epoch in fit(trial.spec(), digits, trial.checkpoint):
+            trial.record_epoch(epoch)
+        trial.set_status("finished")
+    assert run.is_complete()
+    results.collect_best(run)
+
+    values = {trial.number: trial.record("val_mse").objective or 0.0 for trial in run.trials()}
+    groups = {2: [values[number] for number in (2, 4, 5)], 3: [values[number] for number in (3, 6, 7)]}
+    ranked = sorted(groups, key=lambda number: statistics.fmean(groups[number]))
+    for record, number in zip(run.records(), ranked, strict=False):
+        assert record.number == number
+        assert (record.mean, record.seeds) == (pytest.approx(statistics.fmean(groups[number])), 3)
+        assert record.spread == pytest.approx(statistics.stdev(groups[number]))
+    best = json.loads((run.best() / "metrics.json").read_text())
+    assert best["value"] == min(groups[ranked[0]])
+    assert values[best["trial"]] == best["value"]
+    table = Console(width=200)
+    with table.capture() as shown:
+        table.print(render.trial_table(run, run.records()))
+    assert " ± " in shown.get()
+    assert "4 (2)" in shown.get()
+
+
+def test_an_extended_run_lets_finished_trials_go_on_where_epochs_are_more(storage: Path, digits: Dataset) -> None:
+    run = new_run(storage, TuneSpec.search_over("ae", "ae", {**SMALL, "search.trials": 2}))
+    for number in (1, 2):
+        train(run, number, {"optimizer.lr": 1e-3, "training.batch_size": 64, "model.latent_dim": 4}, digits)
+    run.trial(2).set_status("stopped", "by the scheduler")
+    spec = run.spec()
+    assert isinstance(spec, TuneSpec)
+    run.extend(spec.with_settings({"search.trials": 3}))
+    assert [trial.status().state for trial in run.trials()] == ["finished", "stopped"]
+    assert not Run(run.folder).is_complete()
+    run.extend(spec.with_settings({"training.epochs": 4}))
+    assert [trial.status().state for trial in run.trials()] == ["interrupted", "stopped"]
+    longer = run.trial(1).spec()
+    assert longer.training.epochs == 4
+    for epoch in fit(longer, digits, run.trial(1).checkpoint):
+        run.trial(1).record_epoch(epoch)
+    *_, undisturbed = fit(longer, digits, storage / "undisturbed")
+    assert run.trial(1).epochs()[-1]["metrics"] == undisturbed.metrics
+    assert [line["epoch"] for line in run.trial(1).epochs()] == [1, 2, 3, 4]
 
 
 def test_a_training_has_one_best_and_its_own_spec(small_run: Run) -> None:

@@ -68,7 +68,9 @@ def _conclude(run: Run) -> None:
         run.set_status("interrupted", "stopped on request; what was trained is kept", exit_code=130)
         return
     statuses = [trial.status() for trial in run.trials()]
-    if any(status.state != "failed" for status in statuses):
+    # A search goes on past a trial that was stopped for its health; a training has nothing else to go on with.
+    useless = ("failed",) if run.kind == "tune" else ("failed", "stopped")
+    if any(status.state not in useless for status in statuses):
         run.set_status("finished")
         return
     last = statuses[-1]

@@ -35,11 +35,10 @@ class RunSearcher(Searcher):
         self._run = run
         self._spec = spec
         search = spec.search if isinstance(spec, TuneSpec) else None
-        self._trials = search.trials if search else 1
         self._distributions = _distributions(search.space) if search else {}
-        earlier = run.trials()
+        earlier = run.configurations()
         self._unfinished = [trial for trial in earlier if trial.status().state not in ENDED]
-        self._next_number = len(earlier) + 1
+        self._lacking = (search.trials if search else 1) - len(earlier)
         self._study = optuna.create_study(
             direction="maximize" if run.direction == "max" else "minimize",
             sampler=_sampler(search, seed=derived_seed(spec.seed, "search", len(earlier)) % 2**32),
@@ -57,7 +56,8 @@ class RunSearcher(Searcher):
             trial = self._unfinished.pop(0)
             self._study.enqueue_trial(self._encoded(trial.parameters))
             asked = self._study.ask(self._distributions)
-        elif self._next_number <= self._trials:
+        elif self._lacking > 0:
+            self._lacking -= 1
             asked = self._study.ask(self._distributions)
             trial = self._new_trial(asked)
         else:
@@ -87,9 +87,7 @@ class RunSearcher(Searcher):
     def _new_trial(self, asked: optuna.Trial) -> Trial:
         parameters = {name: _decoded(value, self._distributions[name]) for name, value in asked.params.items()}
         spec = self._spec.trial_spec(parameters) if isinstance(self._spec, TuneSpec) else self._spec
-        trial = self._run.new_trial(self._next_number, parameters, spec)
-        self._next_number += 1
-        return trial
+        return self._run.new_trial(len(self._run.trials()) + 1, parameters, spec)
 
     def _observed(self, trial: Trial) -> optuna.trial.FrozenTrial:
         value = trial.record(self._run.objective).objective
@@ -105,6 +103,40 @@ class RunSearcher(Searcher):
             name: json.dumps(value) if isinstance(self._distributions[name], CategoricalDistribution) else value
             for name, value in parameters.items()
         }
+
+
+class ReplicateSearcher(Searcher):
+    """Hands out the trials of a run that run the best configurations again, until all have ended."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(metric=run.objective, mode=run.direction)
+        self._run = run
+        run.add_replicates()
+        self._waiting = [
+            trial for trial in run.trials() if trial.replicate_of is not None and trial.status().state not in ENDED
+        ]
+        self.number_of_trials = len(self._waiting)
+        self._running: dict[str, Trial] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next trial to run, as the plain JSON that its actor is given."""
+        if self._run.should_stop() or not self._waiting:
+            return str(Searcher.FINISHED)
+        trial = self._running[trial_id] = self._waiting.pop(0)
+        return {"run": str(self._run.folder), "number": trial.number}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Do nothing: nothing is chosen by what a replicate shows."""
+
+    def trial(self, trial_id: str) -> Trial:
+        """The trial that Tune knows by this name."""
+        return self._running[trial_id]
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the run folder holds all that a search needs to go on."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: the run folder holds all that a search needs to go on."""
 
 
 def scheduler(spec: TrainSpec, *, direction: str) -> TrialScheduler:

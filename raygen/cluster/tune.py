@@ -9,8 +9,9 @@ from typing import Any
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from raygen.cluster.search import RunSearcher, scheduler
+from raygen.cluster.search import ReplicateSearcher, RunSearcher, scheduler
 from raygen.cluster.worker import TrialActor
 from raygen.errors import Cause, OutOfMemoryError, ProcessLostError
 from raygen.plan import Plan
@@ -22,14 +23,23 @@ TRIAL_FAILURES = 2
 
 
 def run_trials(run: Run, spec: TrainSpec) -> None:
-    """Run every trial that the run still lacks, as many at once as its plan says."""
-    searcher = RunSearcher(run, spec)
+    """Run every trial that the run still lacks, as many at once as its plan says; then its best on further seeds."""
+    trials = spec.search.trials if isinstance(spec, TuneSpec) else 1
+    _run(run, RunSearcher(run, spec), scheduler(spec, direction=run.direction), at_most=trials)
+    if not run.should_stop():
+        replicates = ReplicateSearcher(run)
+        if replicates.number_of_trials:
+            # None of these is stopped early: a mean over seeds is one over trainings of the same length.
+            _run(run, replicates, FIFOScheduler(), at_most=replicates.number_of_trials)
+
+
+def _run(run: Run, searcher: RunSearcher | ReplicateSearcher, scheduler: TrialScheduler, *, at_most: int) -> None:
     tuner = tune.Tuner(
         tune.with_resources(TrialActor, _actor_resources(run.plan)),
         tune_config=TuneConfig(
             search_alg=searcher,
-            scheduler=scheduler(spec, direction=run.direction),
-            num_samples=spec.search.trials if isinstance(spec, TuneSpec) else 1,
+            scheduler=scheduler,
+            num_samples=at_most,
             max_concurrent_trials=run.plan.concurrent,
             reuse_actors=True,
         ),
@@ -58,7 +68,7 @@ def _actor_resources(plan: Plan) -> dict[str, float]:
 class _FailureRecorder(Callback):
     """Writes down that a trial failed where its own process no longer could."""
 
-    def __init__(self, searcher: RunSearcher) -> None:
+    def __init__(self, searcher: RunSearcher | ReplicateSearcher) -> None:
         self._searcher = searcher
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:

@@ -26,6 +26,7 @@ from raygen.errors import OutOfMemoryError, ProcessLostError, RaygenError, Train
 from raygen.plan import Plan
 from raygen.runs import Run, Trial
 from raygen.training.distributed import Group
+from raygen.training.health import AILMENTS
 from raygen.training.loop import Pace, fit
 
 PACE_EVERY_S = 0.5
@@ -71,7 +72,8 @@ class TrialActor(tune.Trainable):
                 next(self._epochs, None)
                 self._trial.set_status("finished")
         except RaygenError as error:
-            self._trial.set_status("failed", str(error), error.cause)
+            self._trial.set_status("stopped" if error.cause in AILMENTS else "failed", str(error), error.cause)
+            print(f"trial {self._trial.number} {self._trial.status().state}: {error}", flush=True)
             return {"done": True}
         return {"epoch": line["epoch"], self._objective: line["metrics"][self._objective], "done": done}
 

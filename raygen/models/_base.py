@@ -138,6 +138,14 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class Adversarial(Protocol):
+    """A model trained against a discriminator, whose phase is called `discriminator`."""
+
+    def discriminator_loss_range(self) -> tuple[float, float] | None:
+        """The discriminator's lowest possible loss, and that of a guess; none where a loss has no such bounds."""
+
+
+@runtime_checkable
 class LikelihoodModel(Protocol):
     """A model with a lower bound on the log-likelihood of an image."""
 

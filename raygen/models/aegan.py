@@ -11,6 +11,7 @@ matching", and without it (reconstruction 0) this is a BiGAN.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -75,6 +76,9 @@ class AutoencodingGAN(Model):
             Phase(name="discriminator", params=list(self.discriminator.parameters()), loss=self._discriminator_loss),
             Phase(name="autoencoder", params=autoencoder, loss=self._autoencoder_loss),
         ]
+
+    def discriminator_loss_range(self) -> tuple[float, float]:
+        return 0.0, 2 * math.log(2)
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy of telling encoded pairs (x, E(x)) from generated ones (G(z), z)."""

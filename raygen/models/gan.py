@@ -11,6 +11,7 @@ a two time-scale update rule". Against lost modes: Lin et al. 2018, "PacGAN".
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Literal
 
@@ -111,6 +112,19 @@ class GenerativeAdversarialNetwork(Model):
         every = self.options.r1_every
         r1 = replace(discriminator, name="r1", loss=self._r1_loss, every=every, optimizer_of="discriminator")
         return [discriminator, generator, r1]
+
+    def discriminator_loss_range(self) -> tuple[float, float] | None:
+        label = self.options.real_label
+        match self.options.loss:
+            case "non-saturating":
+                entropy = -label * math.log(label) - (1 - label) * math.log1p(-label) if label < 1 else 0.0
+                return entropy, 2 * math.log(2)
+            case "lsgan":
+                return 0.0, label**2 / 4
+            case "hinge":
+                return 0.0, 2.0
+            case "wgan-gp":
+                return None
 
     def _packs(self, images: Tensor) -> Tensor:
         """Packs [B/pack, pack·C, H, W] of neighbouring images [B, C, H, W], joined along the channels (PacGAN)."""

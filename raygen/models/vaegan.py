@@ -5,6 +5,7 @@ Larsen et al. 2016, "Autoencoding beyond pixels using a learned similarity metri
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -78,6 +79,9 @@ class VariationalAutoencoderGAN(Model):
             Phase(name="decoder", params=list(self.decoder.parameters()), loss=self._decoder_loss),
             Phase(name="encoder", params=list(self.encoder.parameters()), loss=self._encoder_loss),
         ]
+
+    def discriminator_loss_range(self) -> tuple[float, float]:
+        return 0.0, 3 * math.log(2)
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """-L_GAN (algorithm 1): real images against reconstructions and samples."""

@@ -39,11 +39,15 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.STARTING: frozenset({State.RUNNING, State.RECOVERING, *ENDED}),
     State.RUNNING: frozenset({State.RECOVERING, *ENDED}),
     State.RECOVERING: frozenset({State.STARTING, State.CANCELLED}),
-    State.SUCCEEDED: frozenset(),
+    State.SUCCEEDED: frozenset({State.QUEUED}),
     State.FAILED: frozenset({State.QUEUED}),
     State.CANCELLED: frozenset({State.QUEUED}),
 }
-"""The states that may follow each state; `raygen retry` is what leads back from failed and cancelled."""
+"""The states that may follow each state; `raygen retry` leads back from failed and cancelled, `raygen tune
+--extend` from succeeded."""
+
+RETRIED = (State.FAILED, State.CANCELLED)
+"""States in which a job may be tried again."""
 
 FIRST_BACKOFF_S = 5.0
 LONGEST_BACKOFF_S = 300.0

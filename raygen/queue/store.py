@@ -23,7 +23,7 @@ from sqlalchemy.exc import DatabaseError, DBAPIError
 from raygen.errors import JobChangedError, JobError, QueueError
 from raygen.plan import Capacity
 from raygen.queue import policy, schema
-from raygen.queue.job import ACTIVE, ENDED, TRANSITIONS, WAITING, Attempt, Event, Job, Request, State
+from raygen.queue.job import ACTIVE, ENDED, RETRIED, TRANSITIONS, WAITING, Attempt, Event, Job, Request, State
 from raygen.queue.policy import Claim, Cluster
 from raygen.queue.schema import attempts, clusters, dispatchers, events, jobs
 
@@ -201,10 +201,17 @@ class Store:
         """Queue a failed or cancelled job again; raises JobError where it is neither."""
         with self._write() as connection:
             current = _locked(connection, job.id)
-            if State.QUEUED not in TRANSITIONS[current.state]:
+            if current.state not in RETRIED:
                 raise JobError(f"{job.name} is {current.state}; only a failed or cancelled job can be tried again")
-            fresh = {"losses": 0, "cancelled_at": None, "ended_at": None, "not_before": 0.0}
-            return _move(connection, current, State.QUEUED, reason="tried again on request", also=fresh)
+            return _requeue(connection, current, "tried again on request")
+
+    def extend(self, job: Job) -> Job:
+        """Queue a succeeded job again, of which more was asked since; raises JobError where it has not succeeded."""
+        with self._write() as connection:
+            current = _locked(connection, job.id)
+            if current.state is not State.SUCCEEDED:
+                raise JobError(f"{job.name} is {current.state}; only a job that has succeeded can be extended")
+            return _requeue(connection, current, "extended on request")
 
     def set_priority(self, job: Job, priority: int) -> Job:
         """Change a job's place in the queue; raises JobError where it has ended."""
@@ -374,6 +381,11 @@ class Store:
             connection.begin(),
         ):
             yield connection
+
+
+def _requeue(connection: Connection, job: Job, reason: str) -> Job:
+    fresh = {"losses": 0, "cancelled_at": None, "ended_at": None, "not_before": 0.0}
+    return _move(connection, job, State.QUEUED, reason=reason, also=fresh)
 
 
 def _begin_attempt(connection: Connection, job: Job, dispatcher: int) -> Job:

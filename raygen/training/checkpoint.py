@@ -47,13 +47,17 @@ class Best(BestRecord):
 
 @dataclass
 class Progress:
-    """Where a training stands between two steps; all of it is needed to go on exactly."""
+    """Where a training stands between two steps; all of it is needed to go on exactly.
+
+    `ailing_epochs` says for how many epochs, up to the last one, each ailment has been seen (rank 0 alone knows).
+    """
 
     step: int = 0
     train_s: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     best: Best | None = None
+    ailing_epochs: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,9 +19,11 @@ def held_out_images(held_out: Tensor, options: EvaluationOptions, device: torch.
 
 
 @torch.no_grad()
-def evaluate(model: Model, images: Tensor, options: EvaluationOptions) -> dict[str, float]:
-    """Every metric that the options name, on images [N, C, H, W] in [0, 1] on the model's device."""
-    chosen = [metrics.find(name) for name in options.all_metrics]
+def evaluate(
+    model: Model, images: Tensor, options: EvaluationOptions, *, also: Sequence[str] = ()
+) -> dict[str, float]:
+    """Every metric that the options or `also` name, on images [N, C, H, W] in [0, 1] on the model's device."""
+    chosen = [metrics.find(name) for name in dict.fromkeys((*options.all_metrics, *also))]
     # Samples are drawn and pass through the network once for all metrics that compare them with the images.
     compares = any(metric.compare for metric in chosen)
     pair = _features.random_pair(model, images, options.seed) if compares else None

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from raygen import metrics, models
 from raygen.data import Dataset
-from raygen.errors import CheckpointError, NonFiniteLossError, SpecError, TrainingError
+from raygen.errors import CheckpointError, NonFiniteLossError, SpecError, TrainingError, UnhealthyError
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Noise, Phase, derived_seed
 from raygen.spec import OptimizerOptions, TrainSpec
-from raygen.training import checkpoint
+from raygen.training import checkpoint, health
 from raygen.training.checkpoint import Best, Progress, Trained
 from raygen.training.distributed import ALONE, Group
 from raygen.training.evaluation import evaluate, held_out_images
@@ -234,8 +234,9 @@ def fit(
     """Train as the spec says, going on from the checkpoint at `checkpoint_path`; yields each epoch.
 
     Rank 0 alone judges the model and writes checkpoints. On a stop (asked for by any rank at a sync), and when the
-    iterator is closed, a checkpoint is left to go on from. Raises NonFiniteLossError, TrainingError,
-    CheckpointError, and SpecError where spec and data do not fit.
+    iterator is closed, a checkpoint is left to go on from; where a training is stopped because it has gone wrong, one
+    with its best weights. Raises UnhealthyError then, NonFiniteLossError, TrainingError, CheckpointError, and
+    SpecError where spec and data do not fit.
     """
     # Without this, cuDNN may add up in another order each time, and a resumed run would drift from the first.
     torch.backends.cudnn.deterministic = True
@@ -249,15 +250,19 @@ def fit(
 
     while progress.step < training.steps:
         stopped = False
-        for pace, stopped in _synced_steps(training, batches, progress, should_stop):
-            on_pace(pace)
-            if progress.step % batches.per_epoch == 0:
-                break
-            if stopped:
-                saver.save()
-                return
-            saver.save_if_due()
-        epoch = _finished_epoch(training, progress, held_out, number=progress.step // batches.per_epoch)
+        try:
+            for pace, stopped in _synced_steps(training, batches, progress, should_stop):
+                on_pace(pace)
+                if progress.step % batches.per_epoch == 0:
+                    break
+                if stopped:
+                    saver.save()
+                    return
+                saver.save_if_due()
+        except NonFiniteLossError:
+            saver.save_best()
+            raise
+        epoch, ailment = _finished_epoch(training, progress, held_out, number=progress.step // batches.per_epoch)
         try:
             yield epoch
         except GeneratorExit:
@@ -265,6 +270,9 @@ def fit(
             raise
         if stopped:
             break
+        if ailment is not None and progress.step < training.steps:
+            saver.save()
+            raise ailment
         saver.save_if_due()
     saver.save()
 
@@ -313,14 +321,20 @@ def _sync(pending: Sequence[Step], progress: Progress, training: Training, *, st
     return bool(stops > 0)
 
 
-def _finished_epoch(training: Training, progress: Progress, held_out: Tensor, *, number: int) -> Epoch:
-    """Close the epoch's sums, judge the model on rank 0, and keep its weights if they are the best so far."""
+def _finished_epoch(
+    training: Training, progress: Progress, held_out: Tensor, *, number: int
+) -> tuple[Epoch, UnhealthyError | None]:
+    """Close the epoch's sums, judge the model on rank 0, and keep its weights if they are the best so far.
+
+    Says too, on every rank, what the training should be stopped for.
+    """
     values = {name: total / progress.counts[name] for name, total in progress.sums.items()}
     progress.sums, progress.counts = {}, {}
-    is_best = False
+    is_best, ailment, options = False, None, training.spec.health
     objective = metrics.find(training.spec.evaluation.objective)
     if training.group.rank == 0:
-        values |= evaluate(training.judged, held_out, training.spec.evaluation)
+        also = health.needed_metrics(training.model, options)
+        values |= evaluate(training.judged, held_out, training.spec.evaluation, also=also)
     _check_finite(objective.name, values.get(objective.name, 0.0), training.group)
     if training.group.rank == 0:
         best = progress.best
@@ -328,7 +342,11 @@ def _finished_epoch(training: Training, progress: Progress, held_out: Tensor, *,
         if is_best:
             weights = {name: tensor.detach().clone() for name, tensor in training.judged.state_dict().items()}
             progress.best = Best(epoch=number, step=progress.step, metrics=values, weights=weights)
-    return Epoch(epoch=number, step=progress.step, metrics=values, train_s=round(progress.train_s, 3), is_best=is_best)
+        ailment = health.examine(training.model, options, progress, values, improved=is_best)
+    epoch = Epoch(
+        epoch=number, step=progress.step, metrics=values, train_s=round(progress.train_s, 3), is_best=is_best
+    )
+    return epoch, health.told_to_all(ailment, training.group)
 
 
 def _check_finite(objective: str, value: float, group: Group) -> None:
@@ -366,6 +384,11 @@ class _Saver:
             checkpoint.save(self._path, self._trained, self._progress)
             self._saved_step = self._progress.step
             self._saved_at = time.monotonic()
+
+    def save_best(self) -> None:
+        """Save even a training that cannot go on, so that its best weights are kept."""
+        if self._progress.best is not None:
+            self.save()
 
     def save_if_due(self) -> None:
         if time.monotonic() - self._saved_at >= self._every_s:

@@ -380,6 +380,21 @@ def test_only_what_failed_or_was_cancelled_can_be_retried(store: Store, state: S
         store.retry(job)
 
 
+def test_extending_queues_a_succeeded_job_again_and_keeps_its_attempts(store: Store) -> None:
+    dispatcher = dispatcher_of(store)
+    job = store.extend(brought_to(store, dispatcher, State.SUCCEEDED))
+    assert (job.state, job.ended_at) == (State.QUEUED, None)
+    assert begun(store, dispatcher).attempt == 2
+    check_invariants(store)
+
+
+@pytest.mark.parametrize("state", [*WAITING, *ACTIVE, State.FAILED, State.CANCELLED])
+def test_only_what_has_succeeded_can_be_extended(store: Store, state: State) -> None:
+    job = brought_to(store, dispatcher_of(store), state)
+    with pytest.raises(JobError, match=f"job is {state}; only a job that has succeeded can be extended"):
+        store.extend(job)
+
+
 @pytest.mark.parametrize("state", [*WAITING, *ACTIVE])
 def test_only_what_has_ended_can_be_removed(store: Store, state: State) -> None:
     job = brought_to(store, dispatcher_of(store), state)

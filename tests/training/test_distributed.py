@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raygen import data
-from raygen.errors import NonFiniteLossError
+from raygen.errors import NonFiniteLossError, UnhealthyError
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.distributed import ALONE, CPU, Group
@@ -67,6 +67,11 @@ def train_all(group: Group, folder: Path) -> None:
         list(fit(diverging, digits, folder / "diverging", group=group))
     except NonFiniteLossError as error:
         (folder / f"error-{group.rank}").write_text(str(error))
+    collapsed = spec_of("vae", **{"model.beta": 100, "health.grace_steps": 0, "health.patience_epochs": 1})
+    try:
+        list(fit(collapsed.with_settings({"training.epochs": 2}), digits, folder / "collapsed", group=group))
+    except UnhealthyError as error:
+        (folder / f"ailment-{group.rank}").write_text(error.ailment)
 
 
 def wait_for_all(group: Group) -> None:
@@ -145,3 +150,9 @@ def test_all_processes_learn_of_a_loss_that_is_not_finite(world_size: int, folde
     messages = {path.read_text() for path in folders[world_size].glob("error-*")}
     assert len(list(folders[world_size].glob("error-*"))) == world_size
     assert messages == {(folders[1] / "error-0").read_text()}
+
+
+@every_size
+def test_all_processes_end_a_training_that_has_gone_wrong(world_size: int, folders: dict[int, Path]) -> None:
+    found = [path.read_text() for path in folders[world_size].glob("ailment-*")]
+    assert found == ["posterior collapse"] * world_size

@@ -80,17 +80,20 @@ def test_it_does_what_plain_torch_would(digits: Dataset, path: Path) -> None:
     ("model", "reported"),
     [
         ("ae", {"reconstruction_loss", "val_mse"}),
-        ("vae", {"vae_loss", "kl", "reconstruction", "val_elbo", "val_mse"}),
-        ("gan", {"discriminator_loss", "generator_loss", "real_logit", "fake_logit", "val_frechet"}),
+        ("vae", {"vae_loss", "kl", "reconstruction", "val_elbo", "val_mse", "val_active_units"}),
+        (
+            "gan",
+            {"discriminator_loss", "generator_loss", "real_logit", "fake_logit", "val_frechet", "val_coverage"},
+        ),
         (
             "aegan",
             {"discriminator_loss", "autoencoder_loss", "encoded_logit", "generated_logit", "reconstruction"}
-            | {"val_frechet", "val_mse"},
+            | {"val_frechet", "val_mse", "val_coverage"},
         ),
         (
             "vaegan",
             {"discriminator_loss", "decoder_loss", "encoder_loss", "real_logit", "fake_logit", "kl"}
-            | {"feature_error", "val_frechet", "val_mse"},
+            | {"feature_error", "val_frechet", "val_mse", "val_coverage"},
         ),
     ],
 )

@@ -1,0 +1,97 @@
+"""Searches that can be trusted: what has gone wrong is stopped, what has ended goes on, winners are run again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Queue
+
+from raygen.queue.job import State
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def test_a_search_stops_collapsed_trials_by_name_and_no_healthy_one(queue: Queue, tmp_path: Path) -> None:
+    """A discriminator at a thousandth of the generator's rate lets it collapse."""
+    space = tmp_path / "collapsing.toml"
+    space.write_text(
+        'model = "gan"\nobjective = "val_frechet"\ndirection = "min"\n'
+        '[parameters]\n"model.discriminator_lr_scale" = { choice = [1.0, 1e-3] }\n'
+    )
+    fixed = "--set optimizer.lr=2e-3 --set training.batch_size=32 --set model.width=8"
+    options = f"{fixed} --trials 6 --epochs 40 --search random --scheduler fifo --name collapsing"
+    done = queue.raygen("tune", "gan", "--space", str(space), *options.split())
+    assert done.returncode == 0, done.stderr
+    run = queue.run("collapsing")
+    by_scale = {scale: [r for r in run.records() if set(r.parameters.values()) == {scale}] for scale in (1.0, 1e-3)}
+    assert all(by_scale.values())
+    for record in by_scale[1.0]:
+        assert (record.state, record.epoch) == ("finished", 40)
+    for record in by_scale[1e-3]:
+        assert record.state == "stopped"
+        assert record.reason.startswith("mode collapse: val_coverage is 0")
+        assert record.epoch < 20, "stopped after half of its budget"
+        assert record.objective is not None
+        assert run.trial(record.number).checkpoint.exists(), "its best checkpoint is kept"
+        assert f"trial {record.number} stopped: mode collapse" in run.log.read_text()
+    assert "stopped: mode collapse" in done.stdout
+    assert any("mode collapse" in trial["reason"] for trial in run.summary()["trials"])
+
+
+def test_a_training_that_has_gone_wrong_fails_with_the_reason_and_is_not_retried(queue: Queue) -> None:
+    options = "--set model.beta=100 --batch-size 64 --epochs 30 --name latentless"
+    done = queue.raygen("train", "vae", *options.split())
+    assert done.returncode == 1
+    assert "posterior collapse: 0 latent units are active" in done.stderr
+    assert (queue.job("latentless").state, queue.job("latentless").attempt) == (State.FAILED, 1)
+    assert queue.run("latentless").best().is_dir()
+
+
+def test_an_extended_search_keeps_what_it_has_and_goes_on(queue: Queue) -> None:
+    common = ["--set", "model.hidden=32", "--name", "extended", "--quiet"]
+    assert queue.raygen("tune", "vae", "--trials", "4", "--epochs", "3", *common).returncode == 0
+    run = queue.run("extended")
+    before = {trial.number: (trial.folder / "epochs.jsonl").stat().st_mtime_ns for trial in run.trials()}
+    best = run.records()[0].objective
+
+    more = queue.raygen("tune", "--extend", "extended", "--trials", "8")
+    assert more.returncode == 0, more.stderr
+    records = queue.run("extended").records()
+    assert sorted(record.number for record in records) == list(range(1, 9))
+    after = {number: (run.trial(number).folder / "epochs.jsonl").stat().st_mtime_ns for number in before}
+    assert after == before, "a finished trial was started again"
+    assert len({json.dumps(record.parameters) for record in records}) == 8
+    assert records[0].objective is not None
+    assert best is not None
+    assert records[0].objective >= best
+    states = [event.to_state for event in queue.store.events(queue.job("extended"))]
+    assert states.count(State.QUEUED) == states.count(State.SUCCEEDED) == 2
+
+    finished = {record.number for record in records if record.state == "finished"}
+    longer = queue.raygen("tune", "--extend", "extended", "--epochs", "5")
+    assert longer.returncode == 0, longer.stderr
+    for record in queue.run("extended").records():
+        line_epochs = [line["epoch"] for line in run.trial(record.number).epochs()]
+        assert line_epochs == list(range(1, record.epoch + 1))
+        if record.state == "finished":
+            assert (record.epoch, record.epochs) == (5, 5)
+    assert finished, "of eight trials at least one runs to its end"
+    assert "name more of them with --trials" in queue.raygen("tune", "--extend", "extended", "--trials", "8").stderr
+
+
+def test_the_best_configurations_are_run_again_on_further_seeds(queue: Queue) -> None:
+    options = "--trials 3 --epochs 2 --replicates 2 --set search.keep_best=2 --name repeated"
+    done = queue.raygen("tune", "ae", *options.split())
+    assert done.returncode == 0, done.stderr
+    run = queue.run("repeated")
+    replicates = [trial for trial in run.trials() if trial.replicate_of is not None]
+    assert len(replicates) == 2
+    assert [trial.status().state for trial in replicates] == ["finished"] * 2
+    first, second, *_ = run.records()
+    assert {trial.replicate_of for trial in replicates} == {first.number, second.number}
+    assert first.mean is not None
+    assert second.mean is not None
+    assert first.mean <= second.mean
+    assert " ± " in done.stdout
