@@ -150,6 +150,12 @@ def test_dry_run_prints_plan_and_whole_spec_and_starts_nothing(runner: CliRunner
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("option", "enabled"), [([], True), (["--health"], True), (["--no-health"], False)])
+def test_health_is_watched_unless_it_is_turned_off(runner: CliRunner, option: list[str], enabled: bool) -> None:
+    result = runner.invoke(app, ["train", "gan", *option, "--dry-run"])
+    assert json.loads(result.stdout)["spec"]["health"]["enabled"] is enabled
+
+
 def test_no_runs_is_said_on_stderr(runner: CliRunner) -> None:
     result = runner.invoke(app, ["ls"])
     assert (result.exit_code, result.stdout) == (0, "")
