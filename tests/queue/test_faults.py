@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from cli import render
 from cli.main import app
 from raygen.queue.dispatcher import Dispatcher
-from raygen.queue.job import ENDED, WAITING, State
+from raygen.queue.job import ENDED, State
 from raygen.queue.store import Store
 
 JOBS = 50
@@ -175,16 +175,16 @@ def what(job: int, before: State | None, after: State) -> str:
 def jobs_by_command(queue: Store) -> list[dict[str, Any]]:
     listed = CliRunner().invoke(app, ["ls", "-o", "json", "-n", str(2 * JOBS)])
     assert listed.exit_code == 0, listed.output
-    return without_reasons_to_wait(json.loads(listed.stdout))
+    return without_reasons_of_the_moment(json.loads(listed.stdout))
 
 
 def jobs_by_store(queue: Store) -> list[dict[str, Any]]:
     jobs = queue.list(limit=2 * JOBS)
     reasons = queue.reasons(jobs)
-    return without_reasons_to_wait([render.job_json(job, reasons.get(job.id, job.reason)) for job in jobs])
+    return without_reasons_of_the_moment([render.job_json(job, reasons.get(job.id, job.reason)) for job in jobs])
 
 
-def without_reasons_to_wait(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_reasons_of_the_moment(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Why a job waits is found out when somebody asks, and is another thing where no dispatcher is alive."""
     assert jobs
-    return [{**job, "reason": None} if job["state"] in WAITING else job for job in jobs]
+    return [{**job, "reason": None} if job["state"] not in ENDED else job for job in jobs]
