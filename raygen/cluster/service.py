@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -223,6 +224,8 @@ class Service:
                 cwd=self.folder,
                 env=session.environment(),
             )
+        # It outlives this process or ends before: somebody must take note of that, or it stays as a zombie.
+        threading.Thread(target=process.wait, daemon=True).start()
         deadline = time.monotonic() + START_TIMEOUT_S
         while not any(self.works(each) and each.pid == process.pid for each in store.dispatchers()):
             if process.poll() is not None or time.monotonic() > deadline:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import sqlite3
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -551,7 +553,7 @@ def _engine(url: sa.URL) -> Engine:
 def _configure_sqlite(connection: Any, record: Any) -> None:
     # Python's module would begin transactions on its own, too late to see what they are built on.
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_S * 1000}"):
+    for pragma in (f"busy_timeout={BUSY_TIMEOUT_S * 1000:.0f}", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
@@ -566,8 +568,30 @@ def _migrate(engine: Engine) -> None:
         return
     from raygen.queue.migrations import upgrade
 
+    if engine.dialect.name == "sqlite":
+        _write_ahead(engine)
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
         upgrade(connection)
+
+
+def _write_ahead(engine: Engine) -> None:
+    """Have the file's changes written ahead, so that readers never wait; it stays so.
+
+    SQLite does this only while nobody else looks at the file, and does not wait for that itself.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    connection = engine.raw_connection()
+    try:
+        while True:
+            try:
+                connection.cursor().execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+    finally:
+        connection.close()
 
 
 def _schema_version(engine: Engine) -> str | None:
@@ -581,8 +605,9 @@ def _schema_version(engine: Engine) -> str | None:
 def _explained(url: sa.URL) -> Iterator[None]:
     try:
         yield
-    except (DBAPIError, DatabaseError) as error:
-        reason = str(error.orig).strip().partition("\n")[0]
+    except (DBAPIError, DatabaseError, sqlite3.Error) as error:
+        cause = error if isinstance(error, sqlite3.Error) else error.orig
+        reason = str(cause).strip().partition("\n")[0]
         raise QueueError(f"the queue {_shown(url)} cannot be used: {reason}") from error
 
 
