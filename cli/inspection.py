@@ -13,7 +13,7 @@ from raygen import api, files
 from raygen.errors import SpecError
 
 if TYPE_CHECKING:
-    from raygen.inspection import Selection
+    from raygen.inspection import Selection, Split
     from raygen.results import TrainedModel
 
 ORDER = "row i is the image at position index[i] of the source, counted from 0: sorted paths, or rows of an array"
@@ -113,8 +113,7 @@ def encode(
     from raygen import inspection
 
     inspection.require_encoder(trained)
-    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size)
-    chosen = inspection.select(dataset, split or ("all" if data else "held-out"))
+    name, chosen = _chosen(trained, split, data, data_root, image_size)
     latents = inspection.encode(trained, chosen.images).numpy()
     labels = {} if chosen.labels is None else {"labels": chosen.labels.numpy()}
     with files.whole(output) as partial, partial.open("wb") as file:
@@ -127,9 +126,7 @@ def encode(
             order=np.array(ORDER),
             **labels,
         )
-    console.say(
-        f"latents [{len(latents)}, {latents.shape[1]}] of {dataset.name} by {_about(trained)} in {output}; {ORDER}"
-    )
+    console.say(f"latents [{len(latents)}, {latents.shape[1]}] of {name} by {_about(trained)} in {output}; {ORDER}")
 
 
 def score(
@@ -148,11 +145,20 @@ def score(
     from raygen import inspection
 
     inspection.require_encoder(trained)
-    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size)
-    chosen = inspection.select(dataset, split or ("all" if data else "held-out"))
+    source, chosen = _chosen(trained, split, data, data_root, image_size)
     name, scores = inspection.score(trained, chosen.images, seed)
     _write_scores(output, chosen, name, scores.tolist())
-    console.say(f"{name} of {len(scores)} images of {dataset.name} by {_about(trained)} in {output}")
+    console.say(f"{name} of {len(scores)} images of {source} by {_about(trained)} in {output}")
+
+
+def _chosen(
+    trained: TrainedModel, split: Split | None, data: str | None, data_root: Path | None, image_size: int | None
+) -> tuple[str, Selection]:
+    """The name of the data set, and its images in `split`: the held-out ones unless another set was named."""
+    from raygen import inspection
+
+    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size)
+    return dataset.name, inspection.select(dataset, split or ("all" if data else "held-out"))
 
 
 def with_prior(trained: TrainedModel, prior: Literal["gmm"] | None, components: int | None) -> TrainedModel:

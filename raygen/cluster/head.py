@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from raygen.cluster import session
+from raygen.cluster import background, session
 from raygen.errors import ServiceError
 from raygen.plan import Capacity
 
@@ -122,16 +122,7 @@ class Head:
             *(f"--dashboard-agent-listen-port={ports[1]}", f"--ray-client-server-port={ports[2]}"),
             *("--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={self._ray_folder}"),
         ]
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd=self._folder,
-                env=self.environment(),
-            )
+        process = background.start(command, log=self.log, folder=self._folder, environment=self.environment())
         created_at = psutil.Process(process.pid).create_time()
         started = {"pid": process.pid, "created_at": created_at, "address": address}
         (self._folder / "head.json").write_text(json.dumps(started) + "\n", encoding="utf-8")

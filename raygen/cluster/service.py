@@ -13,9 +13,7 @@ import re
 import secrets
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from typing import TYPE_CHECKING
 import psutil
 from filelock import FileLock, Timeout
 
-from raygen.cluster import session
+from raygen.cluster import background, session
 from raygen.cluster.head import Head
 from raygen.cluster.local import LocalCluster
 from raygen.errors import JobError, QueueError, ResourceError, RunError, ServiceError
@@ -214,18 +212,8 @@ class Service:
 
     def _start_dispatcher(self, store: Store) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(self.storage), *([self.address] if self.address else [])],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd=self.folder,
-                env=session.environment(),
-            )
-        # It outlives this process or ends before: somebody must take note of that, or it stays as a zombie.
-        threading.Thread(target=process.wait, daemon=True).start()
+        command = [sys.executable, "-m", __name__, str(self.storage), *([self.address] if self.address else [])]
+        process = background.start(command, log=self.log, folder=self.folder, environment=session.environment())
         deadline = time.monotonic() + START_TIMEOUT_S
         while not any(self.works(each) and each.pid == process.pid for each in store.dispatchers()):
             if process.poll() is not None or time.monotonic() > deadline:

@@ -127,7 +127,8 @@ def train(trial: Trial, group: Group) -> Generator[EpochLine, None, None]:
 def train_on_workers(trial: Trial, plan: Plan) -> Generator[EpochLine, None, None]:
     """Train in several processes under Ray Train, which replaces lost ones; yields epochs as the folder shows them.
 
-    Closing the iterator lets the processes end at their next sync. Raises JobFailedError where Ray gives up.
+    Closing the iterator lets the processes end at their next sync. Raises ProcessLostError where Ray gives up, and
+    what one of the processes wrote down that it could not go on for.
     """
     trainer = ray.train.torch.TorchTrainer(
         _train_as_one_of_several,
