@@ -62,7 +62,7 @@ class VariationalAutoencoderGAN(Model):
 
     def encode(self, images: Tensor) -> Tensor:
         """Means [B, D] of the approximate posterior of images [B, C, H, W] in [0, 1]."""
-        return self._posterior(images)[0]
+        return self.posterior(images)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, C, H, W] in [0, 1] of latents [B, D]."""
@@ -100,7 +100,7 @@ class VariationalAutoencoderGAN(Model):
 
     def _encoder_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """L_prior + L_llike (algorithm 1): KL divergence to the prior plus feature error, in nats."""
-        mean, log_variance = self._posterior(batch.images)
+        mean, log_variance = self.posterior(batch.images)
         kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1).mean()
         latents = _drawn(mean, log_variance, batch.noise.normal("encoder posterior", self.latent_dim))
         error = self._feature_error(batch.images, self._seen(self.decode(latents)))
@@ -109,7 +109,7 @@ class VariationalAutoencoderGAN(Model):
     def _made(self, batch: Batch, phase: str) -> tuple[Tensor, Tensor]:
         """Reconstructions of the batch, and as many samples from the prior; each [B, C, H, W] in [0, 1]."""
         noise = batch.noise.normal(f"{phase} posterior", self.latent_dim)
-        latents = _drawn(*self._posterior(batch.images), noise)
+        latents = _drawn(*self.posterior(batch.images), noise)
         return self.decode(latents), self.sample(batch.noise.normal(f"{phase} latents", self.latent_dim))
 
     def _seen(self, images: Tensor) -> Tensor:
@@ -128,8 +128,8 @@ class VariationalAutoencoderGAN(Model):
             features = self._seen(images).float()
         return 0.5 * (features - reconstructed.float()).square().sum(dim=1).mean()
 
-    def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance [B, D] of the approximate posterior."""
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance [B, D] of the approximate posterior of images [B, C, H, W] in [0, 1]."""
         mean, log_variance = self.encoder(images).float().chunk(2, dim=1)
         # Outside these bounds exp() loses all precision in float32, and one early step can reach them.
         return mean, log_variance.clamp(-20, 20)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from raygen import models
 from raygen.errors import SpecError
-from raygen.models._base import Batch, ImageShape, LikelihoodModel, Model, Reconstructor, Sampler
+from raygen.models._base import Batch, GaussianEncoder, ImageShape, LikelihoodModel, Model, Reconstructor, Sampler
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.checkpoint import Progress
@@ -93,6 +93,10 @@ CASES = [
 
 def has_likelihood(case: Case) -> bool:
     return issubclass(models.find(case.spec.model.name), LikelihoodModel)
+
+
+def has_posterior(case: Case) -> bool:
+    return issubclass(models.find(case.spec.model.name), GaussianEncoder)
 
 
 every_case = pytest.mark.parametrize("case", CASES)
@@ -281,6 +285,18 @@ def test_the_bound_is_one_number_for_each_image(case: Case) -> None:
     bound = model.elbo(images, noise)
     assert bound.shape == (5,)
     assert bound[3:].tolist() == pytest.approx(model.elbo(images[3:], noise[3:]).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if has_posterior(case.values[0])])
+@torch.no_grad()
+def test_a_posterior_is_a_gaussian_around_the_encoding(case: Case) -> None:
+    model = case.build()
+    assert isinstance(model, GaussianEncoder)
+    assert isinstance(model, Reconstructor)
+    mean, log_variance = model.posterior(case.batch_images())
+    assert mean.shape == log_variance.shape == (5, model.latent_dim)
+    assert log_variance.exp().isfinite().all()
+    torch.testing.assert_close(mean, model.encode(case.batch_images()))
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 8), (1, 8, 7), (2, 8, 8), (4, 32, 32), (3, 4, 4)])

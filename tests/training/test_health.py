@@ -80,7 +80,12 @@ def test_what_is_turned_off_stops_nothing(off: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("model", "needed"),
-    [("ae", []), ("vae", ["val_active_units"]), ("gan", ["val_coverage"]), ("vaegan", ["val_coverage"])],
+    [
+        ("ae", []),
+        ("vae", ["val_active_units"]),
+        ("gan", ["val_coverage"]),
+        ("vaegan", ["val_coverage", "val_active_units"]),
+    ],
 )
 def test_only_what_suits_a_model_is_computed(model: str, needed: list[str]) -> None:
     spec = TrainSpec.create(model, {})
