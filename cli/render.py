@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raygen import metrics
+from raygen.errors import RECURRING
 from raygen.plan import Plan
 from raygen.queue.job import Attempt, Event, Job
 from raygen.runs import Run, Status, TrialRecord
@@ -287,7 +288,7 @@ def outcome(run: Run, records: Sequence[TrialRecord], status: Status) -> Text:
         if run.can_sample():
             lines += [("next", f"raygen sample {run.name} --n 64 -o grid.png")]
         lines += [("next", f"raygen show {run.name}")]
-    if status.state in ("interrupted", "failed"):
+    if status.state == "interrupted" or (status.state == "failed" and status.cause not in RECURRING):
         lines += [("go on", f"raygen retry {run.name}")]
     width = max((len(label) for label, _ in lines), default=0)
     return Text("\n").join(Text.assemble((label.rjust(width), "bold"), "  ", line) for label, line in lines)

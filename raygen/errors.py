@@ -22,7 +22,7 @@ RaygenError                    1   anything below
 └── RunInterruptedError      130   stopped by the person; what was trained is kept
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 Ailment = Literal["mode collapse", "discriminator saturation", "posterior collapse"]
 """What a training may be stopped for although its losses are finite; see raygen.training.health."""
@@ -37,7 +37,10 @@ Cause = Literal[
     "discriminator saturation",
     "posterior collapse",
 ]
-"""Why a trial or a run failed or was stopped; only what was lost is worth trying again as it is."""
+"""Why a trial or a run failed or was stopped; only what was lost is tried again without being asked."""
+
+RECURRING: frozenset[Cause] = frozenset({"bad input", "non-finite loss", *get_args(Ailment)})
+"""Causes that a job which is tried again as it is meets again."""
 
 
 class RaygenError(Exception):
