@@ -24,7 +24,12 @@ ImportanceSamples = Annotated[
     int | None,
     typer.Option(help=f"Importance samples for each image, of {LIKELIHOOD}.", show_default=str(IS_SAMPLES)),
 ]
-NormalClass = Annotated[int | None, typer.Option(min=0, help="The label that is no anomaly, of val_anomaly_auroc.")]
+NormalClass = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="The class that is no anomaly, of val_anomaly_auroc.", show_default="that of the training"
+    ),
+]
 ComparisonPicture = Annotated[Path | None, typer.Option(metavar="PNG", help="Write a row of samples of each.")]
 
 
@@ -52,7 +57,7 @@ def evaluate(
 
     files.check_writable(folder / evaluation.CARD)
     trained = inspection.with_prior(api.load(place), prior, components)
-    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size)
+    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size, all_classes=True)
     card = evaluation.evaluate(
         trained,
         dataset,
@@ -104,7 +109,7 @@ def compare(
         name: trained if trained.prior else inspection.with_prior(trained, prior, components)
         for name, trained in loaded.items()
     }
-    dataset = api.load_images(next(iter(loaded.values())))
+    dataset = api.load_images(next(iter(loaded.values())), all_classes=True)
     ranked = comparison.compare(
         candidates,
         dataset,
@@ -140,7 +145,7 @@ def _suitable(trained: TrainedModel, dataset: Dataset, normal_class: int | None,
     from raygen.metrics import modes
 
     left_out = {}
-    if normal_class is None:
+    if normal_class is None and trained.spec.data.normal_class is None:
         left_out["val_anomaly_auroc"] = "--normal-class 0 has it"
     if dataset.name != modes.SOURCE:
         left_out["val_modes"] = f"it is for {modes.SOURCE}"

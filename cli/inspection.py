@@ -157,7 +157,7 @@ def _chosen(
     """The name of the data set, and its images in `split`: the held-out ones unless another set was named."""
     from raygen import inspection
 
-    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size)
+    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size, all_classes=True)
     return dataset.name, inspection.select(dataset, split or ("all" if data else "held-out"))
 
 

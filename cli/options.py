@@ -52,6 +52,12 @@ DataRoot = Annotated[Path | None, typer.Option(help="Folder with downloaded data
 ImageSize = Annotated[
     int | None, typer.Option(metavar="PIXELS", help="Resize images to squares of this side.", rich_help_panel=_DATA)
 ]
+NormalClass = Annotated[
+    int | None,
+    typer.Option(
+        help="Train on this class only, to find what is none.", show_default="all classes", rich_help_panel=_DATA
+    ),
+]
 
 OtherData = Annotated[
     str | None,
@@ -177,6 +183,7 @@ PATHS = {
     "data": "data.source",
     "data_root": "data.root",
     "image_size": "data.image_size",
+    "normal_class": "data.normal_class",
     "epochs": "training.epochs",
     "batch_size": "training.batch_size",
     "precision": "training.precision",

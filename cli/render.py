@@ -257,6 +257,8 @@ def name_table(names: dict[str, str]) -> Table:
 def plan_lines(run_kind: str, spec: dict[str, Any], plan: Plan, direction: str, place: Path) -> str:
     """What will run where, in two lines."""
     subject = f"{spec['model']['name']} on {Path(spec['data']['source']).name}"
+    if spec["data"]["normal_class"] is not None:
+        subject += f", class {spec['data']['normal_class']} only"
     if run_kind == "tune":
         trials = spec["search"]["trials"]
         what = f"{trials} trial{'s' if trials > 1 else ''} of {subject}, {plan.concurrent} at a time"

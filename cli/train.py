@@ -15,6 +15,7 @@ def train(
     data: options.Data = None,
     data_root: options.DataRoot = None,
     image_size: options.ImageSize = None,
+    normal_class: options.NormalClass = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
     lr: options.LearningRate = None,

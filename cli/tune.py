@@ -71,6 +71,7 @@ def tune(
     data: options.Data = None,
     data_root: options.DataRoot = None,
     image_size: options.ImageSize = None,
+    normal_class: options.NormalClass = None,
     epochs: options.Epochs = None,
     precision: options.PrecisionOption = None,
     compile_: options.Compile = None,

@@ -284,16 +284,24 @@ def find_checkpoint(run_or_path: str | Path, *, storage: Path | None = None) -> 
 
 
 def load_images(
-    trained: TrainedModel, *, source: str | None = None, root: Path | None = None, image_size: int | None = None
+    trained: TrainedModel,
+    *,
+    source: str | None = None,
+    root: Path | None = None,
+    image_size: int | None = None,
+    all_classes: bool = False,
 ) -> Dataset:
     """The data set that a model was trained on, or another `source`, prepared as those images were.
 
+    `all_classes` adds to the normal class, where a model was trained on one only, the others.
     Raises SpecError and DataError where there is none, or its images are of another shape than the model's.
     """
     from raygen import data, results
 
-    given = {"data.source": source, "data.root": root and str(root), "data.image_size": image_size}
+    given: dict[str, Any] = {"data.source": source, "data.root": root and str(root), "data.image_size": image_size}
     settings = {path: value for path, value in given.items() if value is not None}
+    if all_classes:
+        settings["data.normal_class"] = None
     dataset = data.load(trained.spec.with_settings(_with_absolute_paths(settings)).data)
     results.check_shape(trained, dataset)
     return dataset

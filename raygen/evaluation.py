@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel
+from torch import Tensor
 
 from raygen import files, metrics
 from raygen.data import Dataset
@@ -77,23 +79,27 @@ def evaluate(
 ) -> EvaluationCard:
     """Judge a model by the named metrics on the first `images` held-out images, and as many samples.
 
-    `network` is one of NETWORKS, over which samples are compared; `fid_weights` is a file with the weights of
-    `inception`; `is_samples` are importance samples per image; `normal_class` is the label that is no anomaly.
-    Raises SpecError for a metric or network that is none or does not suit the model, DataError for labels or
-    weights that are missing.
+    `dataset` is of all classes; a model that was trained on one is judged on images of that one, but by metrics
+    that look for the others. `network` is one of NETWORKS, over which samples are compared; `fid_weights` is a file
+    with the weights of `inception`; `is_samples` are importance samples per image; `normal_class` is the label that
+    is no anomaly, that of the training unless given. Raises SpecError for a metric or network that is none or does
+    not suit the model, DataError for labels or weights that are missing.
     """
     chosen = [_suitable(name, trained) for name in dict.fromkeys(names)]
     _check(dataset, trained, images, is_samples, network)
-    device = next(trained.model.parameters()).device
-    held_out = dataset.held_out[:images].to(device=device, dtype=torch.float32).div_(255)
-    evidence = Evidence(
-        images=held_out,
+    of_all_classes = Evidence(
+        images=_held_out(dataset, images, trained),
         seed=seed,
         source=dataset.name,
         labels=None if dataset.held_out_labels is None else dataset.held_out_labels[:images],
-        normal_class=normal_class,
+        normal_class=_normal_class(trained, normal_class),
         is_samples=is_samples,
     )
+    evidence = of_all_classes
+    if trained.spec.data.normal_class is not None:
+        normal = dataset.only(trained.spec.data.normal_class)
+        evidence = replace(of_all_classes, images=_held_out(normal, images, trained), labels=None)
+    seen = {metric.name: of_all_classes if metric.all_classes else evidence for metric in chosen}
     compared = [metric for metric in chosen if metric.compare]
     over = _network(network, dataset, fid_weights) if compared else None
     measured: dict[str, Measurement] = {}
@@ -102,14 +108,27 @@ def evaluate(
     for metric in chosen:
         judged = _judged(metric, trained)
         if judged is not None and not metric.compare:
-            measured[metric.name] = _measured(metric, judged, evidence)
+            measured[metric.name] = _measured(metric, judged, seen[metric.name])
     return EvaluationCard(
         model=trained.spec.model.model_dump(mode="json"),
         data=dataset.name,
         prior=trained.prior.name if trained.prior else None,
         train_s=trained.metrics.get("train_s"),
-        values={metric.name: _value(metric, measured[metric.name], evidence, over) for metric in chosen},
+        values={metric.name: _value(metric, measured[metric.name], seen[metric.name], over) for metric in chosen},
     )
+
+
+def _normal_class(trained: TrainedModel, given: int | None) -> int | None:
+    trained_on = trained.spec.data.normal_class
+    if trained_on is not None and given not in (None, trained_on):
+        raise SpecError(f"--normal-class {given}: the model was trained on class {trained_on}; leave it out")
+    return trained_on if given is None else given
+
+
+def _held_out(dataset: Dataset, images: int, trained: TrainedModel) -> Tensor:
+    """The first held-out images [N, C, H, W] in [0, 1], on the model's device."""
+    device = next(trained.model.parameters()).device
+    return dataset.held_out[:images].to(device=device, dtype=torch.float32).div_(255)
 
 
 def _judged(metric: Metric, trained: TrainedModel) -> Model | None:

@@ -10,7 +10,7 @@ import difflib
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +47,9 @@ class DataOptions(BaseModel):
     held_out_fraction: float = Field(
         0.1, gt=0, le=0.5, description="part of the images kept out of training, for evaluation"
     )
+    normal_class: int | None = Field(
+        None, ge=0, description="train on the images of this class only, to find what is none; none: all classes"
+    )
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,25 @@ class Dataset:
         channels, height, width = self.train.shape[1:]
         return channels, height, width
 
+    def only(self, label: int) -> Dataset:
+        """The images of one class; raises DataError where there are no classes, or too few images of this one."""
+        if self.train_labels is None or self.held_out_labels is None:
+            raise DataError(f"{self.name} has no classes to take one from; leave out --normal-class")
+        train, held_out = self.train_labels == label, self.held_out_labels == label
+        if not train.any() or not held_out.any():
+            classes = ", ".join(map(str, self.train_labels.unique().tolist()[:20]))
+            raise DataError(
+                f"--normal-class {label}: {self.name} needs images of it to train on and to hold out; its classes are "
+                f"{classes}"
+            )
+        return Dataset(
+            self.name,
+            self.train[train],
+            self.held_out[held_out],
+            self.train_labels[train],
+            self.held_out_labels[held_out],
+        )
+
 
 def names() -> dict[str, str]:
     """Names of the data sets, each with its one-line description."""
@@ -84,9 +106,10 @@ def load(options: DataOptions) -> Dataset:
     """Load the images of a source, decoding them only if no run on this node has done so before.
 
     The held-out part is the same for every run, whatever its seed: the cache holds the images in one fixed
-    shuffled order, and the held-out part is the end of it.
+    shuffled order, and the held-out part is the end of it. Of a normal class, both parts hold its images only.
 
-    Raises DataError if the source does not exist, cannot be decoded, or has too few or too small images.
+    Raises DataError if the source does not exist, cannot be decoded, or has too few or too small images, or none of
+    the normal class.
     """
     import torch
 
@@ -110,14 +133,16 @@ def load(options: DataOptions) -> Dataset:
     decoded, classes = cache.decode_once(f"{name}-{size}", f"{size}\n{fingerprint}", read_checked)
     images, labels = torch.from_numpy(decoded), None if classes is None else torch.from_numpy(classes)
     held_out = max(1, round(len(images) * options.held_out_fraction))
-    if labels is None:
-        return Dataset(name, images[:-held_out], images[-held_out:])
-    return Dataset(name, images[:-held_out], images[-held_out:], labels[:-held_out], labels[-held_out:])
+    dataset = Dataset(name, images[:-held_out], images[-held_out:])
+    if labels is not None:
+        dataset = replace(dataset, train_labels=labels[:-held_out], held_out_labels=labels[-held_out:])
+    return dataset if options.normal_class is None else dataset.only(options.normal_class)
 
 
 def source_positions(dataset: Dataset) -> Tensor:
     """Position in the source, int64 [N] from 0, of each image that `load` gave: the training images, then the others.
 
+    For a data set of all its classes.
     That of a folder is the order of its sorted paths; of an array, that of its rows.
     """
     import torch

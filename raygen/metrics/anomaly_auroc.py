@@ -2,7 +2,8 @@
 
 The chance that an image of another class scores higher than one of the normal class (Hanley & McNeil 1982, "The
 meaning and use of the area under a ROC curve"); 0.5 is guessing. The score is the negative ELBO, or the
-reconstruction error where a model has no ELBO. It says something of models trained on the normal class only.
+reconstruction error where a model has no ELBO. It says something of models trained on the normal class only
+(`data.normal_class`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from raygen.models._base import Model, Reconstructor
 
 DIRECTION = "max"
 REQUIRES = Reconstructor
+ALL_CLASSES = True
 
 
 def measure(model: Model, evidence: Evidence) -> Measurement:

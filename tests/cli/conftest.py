@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from raygen import metrics, results
-from raygen.data import Dataset
+from raygen import data, metrics, results
 from raygen.plan import Plan
 from raygen.runs import Run
 from raygen.spec import TrainSpec
 from raygen.training.loop import fit
 
 PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
-FAMILIES = ("ae", "vae", "gan", "aegan")
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, {}) for family in ("ae", "vae", "gan", "aegan")},
+    "zeros": ("ae", {"data.normal_class": 0, "training.batch_size": 16}),
+}
+"""Family and settings of each run, by its name."""
 
 
 @pytest.fixture(scope="session")
-def trained_storage(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
-    """A storage with a run of each family, which has its name; only cards are written into it."""
+def trained_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with finished runs; only cards are written into it."""
     storage = tmp_path_factory.mktemp("trained")
-    for family in FAMILIES:
+    for name, (family, settings) in RUNS.items():
         spec = TrainSpec.create(
             family,
             {
@@ -31,12 +35,13 @@ def trained_storage(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -
                 "model.latent_dim": 6,
                 "training.epochs": 20,
                 "optimizer.lr": 3e-3,
+                **settings,
             },
         )
         direction = metrics.find(spec.evaluation.objective).direction
-        run = Run.create(storage, "train", spec, PLAN, direction, name=family)
+        run = Run.create(storage, "train", spec, PLAN, direction, name=name)
         trial = run.new_trial(1, {}, spec)
-        for epoch in fit(spec, digits, trial.checkpoint):
+        for epoch in fit(spec, data.load(spec.data), trial.checkpoint):
             trial.record_epoch(epoch)
         trial.set_status("finished")
         run.set_status("finished")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import shutil
@@ -99,6 +100,31 @@ def test_other_images_are_judged_with_data(trained: CliRunner) -> None:
     other = judged(trained, "evaluate ae --metrics mse --images 20 --data noise.npy")
     assert (own["data"], other["data"]) == ("digits", "noise")
     assert other["values"]["val_mse"]["value"] > 2 * own["values"]["val_mse"]["value"]
+
+
+def test_a_model_of_one_class_is_judged_on_it_and_finds_the_others(trained: CliRunner, digits: Dataset) -> None:
+    """Only the area under the ROC curve is over all classes, and needs no option."""
+    values = judged(trained, "evaluate zeros")["values"]
+    assert digits.held_out_labels is not None
+    normal = int((digits.held_out_labels == 0).sum())
+    assert (values["val_mse"]["images"], values["val_anomaly_auroc"]["images"]) == (normal, len(digits.held_out))
+    details = values["val_anomaly_auroc"]["details"]
+    assert (details["normal_class"], details["normal_images"]) == (0, normal)
+    assert values["val_anomaly_auroc"]["value"] > 0.95
+    trained_on_all = judged(trained, "evaluate ae --metrics anomaly_auroc --normal-class 0")["values"]
+    assert trained_on_all["val_anomaly_auroc"]["value"] < values["val_anomaly_auroc"]["value"]
+
+
+def test_what_a_model_of_one_class_finds_strange(trained: CliRunner) -> None:
+    """Scores are of all classes, reconstructions of the one."""
+    assert trained.invoke(app, ["score", "zeros", "-o", "scores.csv"]).exit_code == 0
+    with Path("scores.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {line["label"] for line in lines} == set("0123456789")
+    ranked = sorted(lines, key=lambda line: float(line["reconstruction_mse"]))
+    assert sum(line["label"] == "0" for line in ranked[:10]) >= 8
+    said = compared(trained, "reconstruct zeros --n 100 -o pairs.png").stderr
+    assert said.startswith(f"{sum(line['label'] == '0' for line in lines)} held-out images")
 
 
 # Comparisons

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from raygen.data import DataOptions, load, names
+from raygen.errors import DataError
 
 Refusal = Callable[..., str]
 ROOT = Path(__file__).parents[2]
@@ -174,3 +175,39 @@ def test_stacked_digits_are_three_digits() -> None:
         known.update({bytes(image.numpy()): label for image, label in zip(images, labels.tolist(), strict=True)})
     for image, label in zip(stacked.train[:50], stacked.train_labels[:50].tolist(), strict=True):
         assert label == int("".join(str(known[bytes(channel.numpy())]) for channel in image))
+
+
+def save_labelled(path: Path, labels: list[int]) -> Path:
+    """Save images of 8x8, each filled with its label."""
+    classes = np.array(labels)
+    np.savez(path, images=classes.astype(np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2), labels=classes)
+    return path
+
+
+def test_of_a_normal_class_only_its_images_are_there_split_as_before(tmp_path: Path) -> None:
+    source = str(save_labelled(tmp_path / "labelled.npz", [0, 1, 2, 1] * 10))
+    everything = load(DataOptions(source=source, held_out_fraction=0.3))
+    ones = load(DataOptions(source=source, held_out_fraction=0.3, normal_class=1))
+    assert (len(ones.train) + len(ones.held_out), ones.shape) == (20, everything.shape)
+    assert everything.held_out_labels is not None
+    assert len(ones.held_out) == (everything.held_out_labels == 1).sum()
+    for images, labels in ((ones.train, ones.train_labels), (ones.held_out, ones.held_out_labels)):
+        assert labels is not None
+        assert images.unique().tolist() == labels.unique().tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "numbered has no classes to take one from; leave out --normal-class"),
+        ([0, 1, 2, 1], "--normal-class 7: labelled needs images of it .*; its classes are 0, 1, 2"),
+        ([7, *[1] * 39], "--normal-class 7: labelled needs images of it"),
+    ],
+)
+def test_a_class_that_is_not_there_is_refused(labels: list[int] | None, message: str, tmp_path: Path) -> None:
+    if labels is None:
+        source = save_numbered(tmp_path / "numbered.npy", 40)
+    else:
+        source = save_labelled(tmp_path / "labelled.npz", (labels * 10)[:40])
+    with pytest.raises(DataError, match=message):
+        load(DataOptions(source=str(source), normal_class=7))
