@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 # Read when torch is first imported, here and in every process that a test starts. Tests share two cores with each
 # other's processes, where two threads each that wait for one another are many times slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would all commands that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("raygen", deadline=None)
 hypothesis.settings.load_profile("raygen")
