@@ -230,11 +230,11 @@ def test_objectives() -> None:
     assert objectives == {"ae": "val_mse", "vae": "val_elbo", "gan": "val_frechet"}
 
 
-def test_a_gan_starts_from_its_own_rate_and_moving_average() -> None:
+def test_a_gan_starts_from_its_own_momentum_and_moving_average() -> None:
     gan, vae = TrainSpec.create("gan", {}), TrainSpec.create("vae", {})
-    assert (gan.optimizer.lr, gan.optimizer.beta1, gan.training.ema_half_life_images) == (2e-4, 0.5, 10_000)
-    assert (vae.optimizer.lr, vae.optimizer.beta1, vae.training.ema_half_life_images) == (1e-3, 0.9, 0)
-    assert gan.optimizer.beta2 == vae.optimizer.beta2
+    assert (gan.optimizer.beta1, gan.training.ema_half_life_images) == (0.5, 10_000)
+    assert (vae.optimizer.beta1, vae.training.ema_half_life_images) == (0.9, 0)
+    assert (gan.optimizer.lr, gan.optimizer.beta2) == (vae.optimizer.lr, vae.optimizer.beta2)
 
 
 def test_what_the_person_sets_wins_over_the_recipe() -> None:

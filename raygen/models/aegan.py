@@ -46,7 +46,7 @@ class AutoencodingGAN(Model):
         )
 
     recipe = {
-        "optimizer": {"lr": 1e-3, "beta1": 0.5},
+        "optimizer": {"beta1": 0.5},
         "training": {"ema_half_life_images": 10_000},
         "evaluation": {"objective": "val_frechet", "metrics": ["val_mse"]},
     }

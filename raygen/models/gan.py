@@ -75,7 +75,7 @@ class GenerativeAdversarialNetwork(Model):
             return "r1" if self.r1 > 0 else None
 
     recipe = {
-        "optimizer": {"lr": 2e-4, "beta1": 0.5},
+        "optimizer": {"beta1": 0.5},
         "training": {"ema_half_life_images": 10_000},
         "evaluation": {"objective": "val_frechet"},
     }
