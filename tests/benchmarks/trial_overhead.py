@@ -10,10 +10,11 @@ drawn at random, one core each, `concurrent` at a time. The trials of our search
 Training seconds are measured once for all, without Ray: what the same trials take in `concurrent` plain processes that
 are warm, each from reading its spec to its last checkpoint. So the overhead holds what Ray adds in any way: starting
 actors and importing torch in them, scheduling, results, idle cores at the end, slower training beside Ray's processes.
-Outside Tuner.fit() lie starting Ray, imports in the driver and collecting the best: `whole` is the process with all.
+Outside Tuner.fit() lie starting Ray and imports: `whole` is the process with all.
 
-The contenders are `ours`, the driver of `raygen tune` (random, fifo); `bare`, a Tune function with reuse_actors=True;
-and `nested`, Ray's documented function that starts a one-worker TorchTrainer with TuneReportCallback in each trial.
+The contenders are `ours`, a search as `raygen tune` runs it (random, fifo); `bare`, a Tune function with
+reuse_actors=True; and `nested`, Ray's documented function that starts a one-worker TorchTrainer with
+TuneReportCallback in each trial.
 Each runs in a process of its own with a Ray of its own, all with raygen's environment, which makes Ray Train faster.
 """
 
@@ -31,7 +32,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from rich.console import Console
 from rich.table import Table
@@ -59,10 +59,13 @@ def main() -> None:
 
 
 def ours(options: argparse.Namespace) -> None:
-    """Run the driver of a search with a stopwatch around its Tuner, and leave its trials' specs to the others."""
+    """Run a search, and leave its trials' specs to the others."""
+    import ray
+
     from raygen import api
-    from raygen.cluster import driver
     from raygen.cluster.tune import run_trials
+    from raygen.plan import Capacity
+    from raygen.runs import Run
 
     settings = {
         "training.epochs": options.epochs,
@@ -72,17 +75,13 @@ def ours(options: argparse.Namespace) -> None:
         "resources.cpus": options.concurrent,
         "resources.gpus": 0,
     }
-    job = api.prepare_search("vae", settings, address="local")
+    here = Capacity(gpus=0, cpus=options.concurrent, where="this machine")
+    job = api.prepare_search("vae", settings, here)
     api.check_data(job)
-    run = api.create_run(job, storage=options.folder)
-    search_s = 0.0
-
-    def timed(*arguments: Any) -> None:
-        nonlocal search_s
-        search_s = _seconds(lambda: run_trials(*arguments))
-
-    with mock.patch.object(driver, "run_trials", timed):
-        assert driver.main(str(run.folder), "local") == 0, run.status()
+    run = Run.create(options.folder, job.kind, job.spec, job.plan, job.direction, name="search")
+    ray.init(address="local", num_cpus=options.concurrent, include_dashboard=False)
+    search_s = _seconds(lambda: run_trials(run, job.spec))
+    assert run.is_complete(), [trial.status() for trial in run.trials()]
     for number, trial in enumerate(run.trials()):
         _spec_path(options.folder, number).write_text(trial.spec().model_dump_json(), encoding="utf-8")
     _hand_back(options, search_s=search_s)
@@ -187,7 +186,6 @@ def _measured(contender: str, options: argparse.Namespace) -> dict[str, Any]:
         log.open("w") as file,
         subprocess.Popen(
             [sys.executable, "-m", __spec__.name, *(f"--{name}={value}" for name, value in arguments.items())],
-            stdin=subprocess.PIPE,  # our driver stops when this closes
             stdout=file,
             stderr=file,
             env=environment,
