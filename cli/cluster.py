@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from cli import console, options, render
-from raygen.api import Site
 from raygen.plan import Capacity, allot
+from raygen.site import Site
 
 Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs for jobs.", show_default="all")]
 Cpus = Annotated[int | None, typer.Option(min=1, help="CPU cores for jobs.", show_default="all")]

@@ -12,11 +12,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from cli import console, render
 from cli.logtail import LogTail
 from cli.options import Output
-from raygen import api
 from raygen.errors import RunInterruptedError
 from raygen.queue.job import ENDED, WAITING, Job
 from raygen.runs import ENDED as ENDED_TRIALS
 from raygen.runs import Run, TrialRecord
+from raygen.site import Site, check
 
 POLL_EVERY_S = 0.25
 TEND_EVERY_S = 2.0
@@ -26,7 +26,7 @@ LIVE_ROWS = 12
 """Trials in the live table; the summary shows all."""
 
 
-def follow(site: api.Site, job: Job, *, output: Output, quiet: bool, verbose: bool) -> None:
+def follow(site: Site, job: Job, *, output: Output, quiet: bool, verbose: bool) -> None:
     """Watch until the job ends, show its result, and raise what it ended with, unless it succeeded.
 
     Ctrl-C leaves the job running, and raises RunInterruptedError that says how to come back.
@@ -49,7 +49,7 @@ def follow(site: api.Site, job: Job, *, output: Output, quiet: bool, verbose: bo
         ) from None
     try:
         show_run(watched.run, output=output, quiet=quiet)
-        api.check(watched.job)
+        check(watched.job)
     finally:
         site.service.wait_until_ended(site.store)
 
@@ -69,7 +69,7 @@ def show_run(run: Run, *, output: Output, quiet: bool = False) -> None:
 class _Watched:
     """A job and its run folder, looked at again and again."""
 
-    def __init__(self, site: api.Site, job: Job) -> None:
+    def __init__(self, site: Site, job: Job) -> None:
         self.job = job
         self.run = Run(Path(job.folder))
         self._site = site

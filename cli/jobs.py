@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 from cli import console, follow, render
 from cli.options import Output
-from raygen import api
+from raygen import preparation
 from raygen.errors import SpecError
+from raygen.preparation import Prepared
 from raygen.queue.job import Job
+from raygen.site import Site
 
 EXTENSIBLE = ("search.trials", "training.epochs")
 """What may become more of in a search that has ended."""
@@ -47,13 +49,13 @@ class View:
 class Submission:
     """Where a job goes, and what the queue is told of it."""
 
-    site: api.Site
+    site: Site
     name: str | None
     priority: int
     retries: int
 
 
-def run(prepare: Callable[[], api.Prepared], submission: Submission, *, dry_run: bool, view: View) -> None:
+def run(prepare: Callable[[], Prepared], submission: Submission, *, dry_run: bool, view: View) -> None:
     """Prepare a job, print its plan, queue it and follow it to its end; or with `dry_run` only print plan and spec."""
     site = submission.site
     with view.waiting("reading the spec"):
@@ -63,7 +65,7 @@ def run(prepare: Callable[[], api.Prepared], submission: Submission, *, dry_run:
         console.show_json({"plan": prepared.plan.as_json(), "spec": prepared.spec.model_dump(mode="json")})
         return
     with view.waiting("reading the images"):
-        api.check_data(prepared)
+        preparation.check_data(prepared)
     with view.waiting("queueing the job"):
         job = site.submit(prepared, name=submission.name, priority=submission.priority, retries=submission.retries)
     view.say(_plan(prepared, Path(job.folder)))
@@ -76,7 +78,7 @@ def resume(
     model: str | None,
     settings: dict[str, Any],
     *,
-    site: api.Site,
+    site: Site,
     view: View,
 ) -> None:
     """Queue a failed or cancelled job again and follow it; raises SpecError where more than the job was given."""
@@ -91,9 +93,7 @@ def resume(
     _follow(site, job, view)
 
 
-def extend(
-    name: str, model: str | None, settings: dict[str, Any], *, site: api.Site, dry_run: bool, view: View
-) -> None:
+def extend(name: str, model: str | None, settings: dict[str, Any], *, site: Site, dry_run: bool, view: View) -> None:
     """Queue a finished search again, for more trials or epochs; raises SpecError where anything else was given."""
     other = [*([model] if model else []), *(path for path in settings if path not in EXTENSIBLE)]
     if other:
@@ -101,7 +101,7 @@ def extend(
     job = site.store.find(name)
     trials, epochs = (settings.get(path) for path in EXTENSIBLE)
     if dry_run:
-        console.show_json({"spec": api.extended(job, trials=trials, epochs=epochs).model_dump(mode="json")})
+        console.show_json({"spec": preparation.extended(job, trials=trials, epochs=epochs).model_dump(mode="json")})
         return
     job = site.extend(job, trials=trials, epochs=epochs)
     view.say(f"going on with {job.name}\nresults in {job.folder}")
@@ -115,7 +115,7 @@ def named(model: str | None) -> str:
     return model
 
 
-def _follow(site: api.Site, job: Job, view: View) -> None:
+def _follow(site: Site, job: Job, view: View) -> None:
     if not view.detach:
         follow.follow(site, job, output=view.output, quiet=view.quiet, verbose=view.verbose)
     elif view.output == "json":
@@ -125,6 +125,6 @@ def _follow(site: api.Site, job: Job, view: View) -> None:
         view.say(f"queued; `raygen watch {job.name}` follows it, `raygen cancel {job.name}` ends it")
 
 
-def _plan(prepared: api.Prepared, place: Path) -> str:
+def _plan(prepared: Prepared, place: Path) -> str:
     spec = prepared.spec.model_dump(mode="json")
     return render.plan_lines(prepared.kind, spec, prepared.plan, prepared.direction, place)

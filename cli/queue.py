@@ -15,10 +15,10 @@ import typer
 
 from cli import console, follow, options, render
 from cli.logtail import LogTail
-from raygen.api import Site, check
 from raygen.errors import JobError, RunError, SpecError
 from raygen.queue.job import ENDED, Job, State
 from raygen.runs import Run
+from raygen.site import Site, check
 
 POLL_EVERY_S = 0.25
 AGES = {"s": 1, "m": 60, "h": 3600, "d": 86_400}

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from cli import console, follow, options, render, thumbnails
-from raygen import api
 from raygen.errors import JobError
 from raygen.queue.job import Job
 from raygen.runs import Run
+from raygen.site import Site
 
 Thumbnails = Annotated[bool, typer.Option("--images", help="Draw images of the best model, in a terminal.")]
 
@@ -23,7 +23,7 @@ def show(
     output: options.OutputOption = "table",
 ) -> None:
     """Show a job: its trials with the best first, where the best checkpoints are, and what happened to it."""
-    site = api.Site(storage)
+    site = Site(storage)
     queued = _in_queue(site, job)
     run = Run(Path(queued.folder)) if queued else Run.open(job, site.storage)
     if queued is None:
@@ -46,7 +46,7 @@ def show(
         console.show(render.history_table(events))
 
 
-def _in_queue(site: api.Site, name: str) -> Job | None:
+def _in_queue(site: Site, name: str) -> Job | None:
     """The job of that name or run folder, unless the queue does not know it."""
     folder = Path(name)
     if (folder / "run.json").is_file():

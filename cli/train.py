@@ -5,8 +5,9 @@ from __future__ import annotations
 import typer
 
 from cli import jobs, options
-from raygen import api
+from raygen import preparation
 from raygen.queue.job import Request
+from raygen.site import Site
 
 
 def train(
@@ -44,12 +45,12 @@ def train(
     """Train one model, on one device or several."""
     settings = options.settings(context.params)
     view = jobs.View(output=output, quiet=quiet, verbose=verbose, detach=detach)
-    site = api.Site(storage, address)
+    site = Site(storage, address)
     if resume is not None:
         jobs.resume(resume, "train", model, settings, site=site, view=view)
         return
     jobs.run(
-        lambda: api.prepare_training(jobs.named(model), settings, site.capacity()),
+        lambda: preparation.prepare_training(jobs.named(model), settings, site.capacity()),
         jobs.Submission(site=site, name=name, priority=priority, retries=retries),
         dry_run=dry_run,
         view=view,

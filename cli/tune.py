@@ -7,9 +7,10 @@ from typing import Annotated, get_args
 import typer
 
 from cli import jobs, options
-from raygen import api
+from raygen import preparation
 from raygen.errors import SpecError
 from raygen.queue.job import Request
+from raygen.site import Site
 from raygen.spec import Sampler, Scheduler, SearchOptions
 
 _SEARCH = "Search"
@@ -99,7 +100,7 @@ def tune(
     """Search for the best learning rate, batch size and latent dimension of a model."""
     settings = options.settings(context.params)
     view = jobs.View(output=output, quiet=quiet, verbose=verbose, detach=detach)
-    site = api.Site(storage, address)
+    site = Site(storage, address)
     chosen = {**settings, **({"--space": space} if space else {})}
     if extend is not None:
         if resume is not None:
@@ -110,7 +111,7 @@ def tune(
         jobs.resume(resume, "tune", model, chosen, site=site, view=view)
         return
     jobs.run(
-        lambda: api.prepare_search(jobs.named(model), settings, site.capacity(), space=space),
+        lambda: preparation.prepare_search(jobs.named(model), settings, site.capacity(), space=space),
         jobs.Submission(site=site, name=name, priority=priority, retries=retries),
         dry_run=dry_run,
         view=view,

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -63,11 +64,8 @@ def _measurements(url: sa.URL, folder: Path, options: argparse.Namespace) -> Ite
     store.saw(CLUSTER, BOX)
     _fill(store, options.jobs)
     yield "raygen ls, whole process", _ls_seconds(url, folder, options.processes), LS_BAR_MS
-    yield (
-        "submit",
-        [_seconds(lambda n=n: store.submit(_job(f"more-{n}"))) for n in range(options.times)],
-        SUBMIT_BAR_MS,
-    )
+    further = [_job(f"more-{number}") for number in range(options.times)]
+    yield "submit", [_seconds(partial(store.submit, job)) for job in further], SUBMIT_BAR_MS
 
     def decisions(expected: bool, after: Callable[[], None] = lambda: None) -> list[float]:
         measured = []

@@ -62,7 +62,7 @@ def ours(options: argparse.Namespace) -> None:
     """Run a search, and leave its trials' specs to the others."""
     import ray
 
-    from raygen import api
+    from raygen import preparation
     from raygen.cluster.tune import run_trials
     from raygen.plan import Capacity
     from raygen.runs import Run
@@ -76,8 +76,8 @@ def ours(options: argparse.Namespace) -> None:
         "resources.gpus": 0,
     }
     here = Capacity(gpus=0, cpus=options.concurrent, where="this machine")
-    job = api.prepare_search("vae", settings, here)
-    api.check_data(job)
+    job = preparation.prepare_search("vae", settings, here)
+    preparation.check_data(job)
     run = Run.create(options.folder, job.kind, job.spec, job.plan, job.direction, name="search")
     ray.init(address="local", num_cpus=options.concurrent, include_dashboard=False)
     search_s = _seconds(lambda: run_trials(run, job.spec))

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from raygen import api
 from raygen.errors import JobError, SpecError
-from raygen.plan import Plan
+from raygen.plan import Capacity, Plan
 from raygen.queue.job import Job, Request, State
 from raygen.queue.store import Store
 from raygen.runs import Run
+from raygen.site import Site
 from raygen.spec import TrainSpec, TuneSpec
 
 PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
@@ -27,7 +27,7 @@ def ended(storage: Path, settings: dict[str, Any], *, kind: str = "tune", state:
     about = {"kind": kind, "model": "ae", "data": "digits", "user": "me", "cluster": "here"}
     store.submit(Request(name="ended", folder=str(run.folder), gpus=0, cpus=1, **about))
     dispatcher = store.register("here", host="here", pid=1)
-    store.saw("here", api.Capacity(gpus=0, cpus=1, where="here"))
+    store.saw("here", Capacity(gpus=0, cpus=1, where="here"))
     job = store.claim(dispatcher)
     assert job is not None
     return store.move(job, state)
@@ -35,12 +35,12 @@ def ended(storage: Path, settings: dict[str, Any], *, kind: str = "tune", state:
 
 def test_more_trials_and_epochs_are_written_down_and_the_job_is_queued(storage: Path) -> None:
     job = ended(storage, {})
-    job = api.Site(storage).extend(job, trials=8, epochs=5)
+    job = Site(storage).extend(job, trials=8, epochs=5)
     spec = Run(Path(job.folder)).spec()
     assert isinstance(spec, TuneSpec)
     assert (spec.search.trials, spec.training.epochs, job.state) == (8, 5, State.QUEUED)
     with pytest.raises(JobError, match="ended is queued; only a job that has succeeded can be extended"):
-        api.Site(storage).extend(job, trials=9)
+        Site(storage).extend(job, trials=9)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_what_cannot_be_extended_is_refused_in_one_line(
     job = ended(storage, settings)
     before = (Path(job.folder) / "run.json").read_text()
     with pytest.raises(SpecError, match=refusal):
-        api.Site(storage).extend(job, **asked)
+        Site(storage).extend(job, **asked)
     assert (Path(job.folder) / "run.json").read_text() == before
     assert Store.open(storage).get(job.id).state is State.SUCCEEDED
 
@@ -66,10 +66,10 @@ def test_what_cannot_be_extended_is_refused_in_one_line(
 def test_only_a_search_that_has_succeeded_is_extended(storage: Path) -> None:
     job = ended(storage, {}, state=State.FAILED)
     with pytest.raises(JobError, match="ended is failed; only a job that has succeeded can be extended"):
-        api.Site(storage).extend(job, trials=8)
+        Site(storage).extend(job, trials=8)
 
 
 def test_a_training_is_not_extended(storage: Path) -> None:
     job = ended(storage, {}, kind="train")
     with pytest.raises(SpecError, match="was made by `raygen train`; only a search can be extended"):
-        api.Site(storage).extend(job, epochs=50)
+        Site(storage).extend(job, epochs=50)

@@ -1,0 +1,147 @@
+"""Preparing jobs: from what a person set to a checked spec, and the devices that it will use.
+
+Nothing here imports torch or Ray before a job is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raygen.errors import JobError, SpecError
+from raygen.plan import Capacity, Plan, plan_search, plan_training
+from raygen.queue.job import Job, State
+from raygen.runs import Run
+
+if TYPE_CHECKING:
+    from raygen.data import Dataset
+    from raygen.spec import Resources, TrainSpec, TuneSpec
+
+Settings = Mapping[str, Any]
+"""Values by dotted path, such as {"optimizer.lr": 3e-4}."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What would run, and on which devices; nothing has been queued yet."""
+
+    spec: TrainSpec
+    plan: Plan
+
+    @property
+    def kind(self) -> str:
+        """What made it: train or tune."""
+        return "tune" if hasattr(self.spec, "search") else "train"
+
+    @property
+    def direction(self) -> str:
+        """Which way the objective is better: min or max."""
+        from raygen import metrics
+
+        return metrics.find(self.spec.evaluation.objective).direction
+
+
+def prepare_training(model: str, settings: Settings, capacity: Capacity) -> Prepared:
+    """The job of training `model`; raises InputError where spec or devices cannot be."""
+    from raygen.spec import TrainSpec
+
+    # Devices first: they are known long before torch, which the spec needs, is imported.
+    plan = plan_training(_resources(settings), capacity)
+    return Prepared(TrainSpec.create(model, with_absolute_paths(settings)), plan)
+
+
+def prepare_search(model: str, settings: Settings, capacity: Capacity, *, space: str | None = None) -> Prepared:
+    """The job of searching for the best `model`; raises InputError where spec, space or devices cannot be."""
+    from raygen.spec import TuneSpec
+
+    plan_search(_resources(settings), capacity, trials=1)
+    spec = TuneSpec.search_over(space or model, model, with_absolute_paths(settings))
+    return Prepared(spec, plan_search(spec.resources, capacity, trials=spec.search.trials))
+
+
+def check_data(prepared: Prepared) -> None:
+    """Decode the images if that has not been done, and raise InputError where they do not suit the job."""
+    from raygen import data
+
+    spec, plan = prepared.spec, prepared.plan
+    dataset = data.load(spec.data)
+    _check_shape(spec, dataset)
+    smallest, largest = spec.batch_sizes()
+    if largest > len(dataset.train):
+        raise SpecError(
+            f"training.batch_size: {largest} is more than the {len(dataset.train)} training images of {dataset.name}"
+        )
+    if smallest < plan.workers:
+        raise SpecError(f"training.batch_size: {smallest} images cannot be shared by {plan.workers} processes")
+
+
+def extended(job: Job, *, trials: int | None = None, epochs: int | None = None) -> TuneSpec:
+    """The spec of a finished search made longer; raises like Site.extend, which it says the effect of."""
+    from raygen.spec import TuneSpec
+
+    if job.state is not State.SUCCEEDED:
+        raise JobError(f"{job.name} is {job.state}; only a job that has succeeded can be extended")
+    run = Run(Path(job.folder))
+    spec = run.spec()
+    if not isinstance(spec, TuneSpec):
+        raise SpecError(f"{job.name} was made by `raygen {job.kind}`; only a search can be extended")
+    wanted = {"search.trials": trials, "training.epochs": epochs}
+    had = {"search.trials": spec.search.trials, "training.epochs": spec.training.epochs}
+    settings = {path: value for path, value in wanted.items() if value is not None}
+    for path, value in settings.items():
+        if value < had[path]:
+            option = path.rpartition(".")[2]
+            raise SpecError(f"--{option} {value} is fewer than the {had[path]} that {run.name} has; name more of them")
+    if all(value == had[path] for path, value in settings.items()) and run.is_complete():
+        raise SpecError(
+            f"{run.name} has {had['search.trials']} trials of {had['training.epochs']} epochs already; "
+            "name more of them with --trials, --epochs or both"
+        )
+    if settings.get("training.epochs", 0) > had["training.epochs"]:
+        _check_longer(spec)
+    return spec.with_settings(settings)
+
+
+def _check_longer(spec: TuneSpec) -> None:
+    """Raise SpecError where a training of more epochs would not have begun as the shorter one did."""
+    varied = spec.search.space.parameters.keys()
+    if "training.epochs" in varied:
+        raise SpecError("training.epochs is what the search varies; leave out --epochs")
+    if {"optimizer.schedule", "optimizer.warmup_fraction"} & varied or (
+        spec.optimizer.schedule != "constant" or spec.optimizer.warmup_fraction > 0
+    ):
+        raise SpecError(
+            "the learning rate of this search follows the number of epochs (optimizer.schedule, "
+            "optimizer.warmup_fraction), so its trainings cannot be made longer; leave out --epochs"
+        )
+
+
+def _resources(settings: Settings) -> Resources:
+    from raygen.spec import resources
+
+    return resources(settings)
+
+
+def with_absolute_paths(settings: Settings) -> Settings:
+    """The settings with paths that hold wherever the job's processes run."""
+    from raygen import data
+
+    absolute = dict(settings)
+    for key in ("data.source", "data.root"):
+        path = settings.get(key)
+        is_name = key == "data.source" and path in data.names()
+        if isinstance(path, str | Path) and not is_name:
+            absolute[key] = str(Path(path).expanduser().absolute())
+    return absolute
+
+
+def _check_shape(spec: TrainSpec, dataset: Dataset) -> None:
+    import torch
+
+    from raygen import models
+    from raygen.models._base import ImageShape
+
+    with torch.device("meta"):
+        models.find(spec.model.name)(spec.model, ImageShape(*dataset.shape))
