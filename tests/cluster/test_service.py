@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -26,7 +27,8 @@ def kill_head(queue: Queue) -> None:
     started = json.loads((queue.head.log.parent / "head.json").read_text())
     head = psutil.Process(started["pid"])
     for process in [*head.children(recursive=True), head]:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def test_a_job_on_a_bare_machine_needs_nothing_set_up_and_leaves_nothing_behind(own_queue: Queue) -> None:

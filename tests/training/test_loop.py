@@ -93,7 +93,7 @@ def test_it_does_what_plain_torch_would(digits: Dataset, path: Path) -> None:
         (
             "vaegan",
             {"discriminator_loss", "decoder_loss", "encoder_loss", "real_logit", "fake_logit", "kl"}
-            | {"feature_error", "val_frechet", "val_mse", "val_coverage"},
+            | {"feature_error", "val_frechet", "val_mse", "val_coverage", "val_active_units"},
         ),
     ],
 )
