@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from raygen.preparation import (
     Prepared,
-    Settings,
     check_data,
     prepare_search,
     prepare_training,
@@ -26,6 +25,7 @@ from raygen.site import Site
 if TYPE_CHECKING:
     from raygen.data import Dataset
     from raygen.results import TrainedModel
+    from raygen.spec import Settings
 
 
 def train(

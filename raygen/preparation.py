@@ -5,10 +5,9 @@ Nothing here imports torch or Ray before a job is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raygen.errors import JobError, SpecError
 from raygen.plan import Capacity, Plan, plan_search, plan_training
@@ -17,10 +16,7 @@ from raygen.runs import Run
 
 if TYPE_CHECKING:
     from raygen.data import Dataset
-    from raygen.spec import Resources, TrainSpec, TuneSpec
-
-Settings = Mapping[str, Any]
-"""Values by dotted path, such as {"optimizer.lr": 3e-4}."""
+    from raygen.spec import Resources, Settings, TrainSpec, TuneSpec
 
 
 @dataclass(frozen=True)

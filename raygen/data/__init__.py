@@ -76,7 +76,7 @@ class Dataset:
     def only(self, label: int) -> Dataset:
         """The images of one class; raises DataError where there are no classes, or too few images of this one."""
         if self.train_labels is None or self.held_out_labels is None:
-            raise DataError(f"{self.name} has no classes to take one from; leave out --normal-class")
+            raise DataError(f"{self.name} has no classes to take one from; --normal-class is for labelled images")
         train, held_out = self.train_labels == label, self.held_out_labels == label
         if not train.any() or not held_out.any():
             classes = ", ".join(map(str, self.train_labels.unique().tolist()[:20]))
@@ -142,8 +142,8 @@ def load(options: DataOptions) -> Dataset:
 def source_positions(dataset: Dataset) -> Tensor:
     """Position in the source, int64 [N] from 0, of each image that `load` gave: the training images, then the others.
 
-    For a data set of all its classes.
-    That of a folder is the order of its sorted paths; of an array, that of its rows.
+    The order of a folder is that of its sorted paths; of an array, that of its rows. Only a data set of all its
+    classes has these positions, not one of a normal class.
     """
     import torch
 

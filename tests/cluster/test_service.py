@@ -198,5 +198,5 @@ def test_a_closed_terminal_ends_neither_job_nor_dispatcher(own_queue: Queue) -> 
     own_queue.wait_for("survivor", State.RUNNING)
     os.killpg(terminal.pid, signal.SIGHUP)
     terminal.communicate(timeout=PATIENCE_S)
-    own_queue.wait_for("survivor", State.SUCCEEDED)
+    assert own_queue.wait_for("survivor", State.SUCCEEDED).attempt == 1
     wait_until(lambda: own_queue.head.address is None, "the head to end where no job is left")

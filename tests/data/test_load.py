@@ -199,7 +199,7 @@ def test_of_a_normal_class_only_its_images_are_there_split_as_before(tmp_path: P
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, "numbered has no classes to take one from; leave out --normal-class"),
+        (None, "numbered has no classes to take one from; --normal-class is for labelled images"),
         ([0, 1, 2, 1], "--normal-class 7: labelled needs images of it .*; its classes are 0, 1, 2"),
         ([7, *[1] * 39], "--normal-class 7: labelled needs images of it"),
     ],
