@@ -23,12 +23,16 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job will occupy; each trial runs in `workers` processes with these devices each."""
+    """What a job will occupy; each trial runs in `workers` processes with these devices each.
+
+    An elastic training goes on with fewer processes, `elastic_from` at least, while nodes are away.
+    """
 
     concurrent: int
     workers: int
     gpus_per_worker: float
     cpus_per_worker: int
+    elastic_from: int | None = None
 
     @property
     def gpus(self) -> float:
