@@ -1,4 +1,4 @@
-"""`raygen up`, `down`, `status` and `dispatch`: what runs in the background for the queue."""
+"""`raygen up`, `down`, `status`, `dispatch` and `cluster`: what runs in the background for the queue, and where."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from cli import console, options, render
-from raygen.plan import Capacity, allot
+from raygen.capacity import Capacity, OnDemand
+from raygen.errors import SpecError
+from raygen.plan import check_totals
 from raygen.site import Site
 
 Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs for jobs.", show_default="all")]
 Cpus = Annotated[int | None, typer.Option(min=1, help="CPU cores for jobs.", show_default="all")]
+Max = Annotated[str, typer.Option("--max", metavar="gpus=N,cpus=N", help="What nodes on demand may come to in all.")]
+NodeDevices = Annotated[str, typer.Option("--node", metavar="gpus=N,cpus=N", help="What each of them has.")]
 
 
 def up(gpus: Gpus = None, cpus: Cpus = None, storage: options.Storage = None) -> None:
@@ -21,11 +25,12 @@ def up(gpus: Gpus = None, cpus: Cpus = None, storage: options.Storage = None) ->
     from raygen.spec import Resources
 
     here = local_capacity()
-    allotted = allot(Resources(gpus=gpus, cpus=cpus), here)
+    check_totals(Resources(gpus=gpus, cpus=cpus), here)
     site = Site(storage, create=True)
     site.require_local("raygen up")
     with console.talk().status("starting Ray"):
-        site.service.up(site.store, Capacity(*allotted, where=here.where))
+        gpus, cpus = here.gpus if gpus is None else gpus, here.cpus if cpus is None else cpus
+        site.service.up(site.store, Capacity.of_machine(gpus=gpus, cpus=cpus, where=here.where))
     console.show(render.status_table(site.status()))
 
 
@@ -56,3 +61,35 @@ def dispatch(storage: options.Storage = None, address: options.Address = None) -
     site = Site(storage, address, create=True)
     console.talk().print(f"dispatching for {site.place}, queue {site.store.address}; Ctrl-C ends this", soft_wrap=True)
     site.service.dispatch(site.store, background=False)
+
+
+def set_nodes(most: Max, node: NodeDevices, storage: options.Storage = None, address: options.Address = None) -> None:
+    """Declare which nodes the cluster's autoscaler can add, so that jobs are planned for them and ask for them."""
+    wanted, each = _amounts("--max", most), _amounts("--node", node)
+    if each.get("cpus", 0) < 1:
+        raise SpecError(f"--node {node}: name its CPU cores too, such as --node {node},cpus=8")
+    numbers = [wanted[kind] // number for kind, number in each.items() if kind in wanted and number]
+    if not numbers or min(numbers) < 1:
+        raise SpecError(f"--max {most} has no room for a node with {node}; name what all of them have together")
+    site = Site(storage, address, create=True)
+    on_demand = OnDemand(most=min(numbers), gpus=each.get("gpus", 0), cpus=each["cpus"])
+    site.declare_on_demand(on_demand)
+    console.say(f"{site.place}: {on_demand} may come when jobs wait for them")
+
+
+def unset_nodes(storage: options.Storage = None, address: options.Address = None) -> None:
+    """Plan jobs for the nodes alone that the cluster has."""
+    site = Site(storage, address, create=True)
+    site.declare_on_demand(None)
+    console.say(f"{site.place}: no nodes come on demand")
+
+
+def _amounts(option: str, text: str) -> dict[str, int]:
+    """Numbers of devices by kind, from gpus=8,cpus=64; raises SpecError."""
+    amounts: dict[str, int] = {}
+    for part in text.split(","):
+        kind, _, number = part.strip().partition("=")
+        if kind not in ("gpus", "cpus") or not number.isdecimal() or kind in amounts:
+            raise SpecError(f"{option} {text}: write numbers of devices, such as {option} gpus=8,cpus=64")
+        amounts[kind] = int(number)
+    return amounts

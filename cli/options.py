@@ -138,7 +138,14 @@ Components = Annotated[
 
 Gpus = Annotated[int | None, typer.Option(help="GPUs in all.", show_default="all", rich_help_panel=_DEVICES)]
 Cpus = Annotated[int | None, typer.Option(help="CPU cores in all.", show_default="all", rich_help_panel=_DEVICES)]
-Workers = Annotated[int | None, typer.Option(help="Processes that share each training.", rich_help_panel=_DEVICES)]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|MIN-MAX",
+        help="Processes that share each training; a range goes on with fewer while nodes are away.",
+        rich_help_panel=_DEVICES,
+    ),
+]
 GpusPerTrial = Annotated[float | None, typer.Option(help="Below 1, trials share a GPU.", rich_help_panel=_DEVICES)]
 CpusPerTrial = Annotated[int | None, typer.Option(help="CPU cores of each trial.", rich_help_panel=_DEVICES)]
 

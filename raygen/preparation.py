@@ -5,12 +5,15 @@ Nothing here imports torch or Ray before a job is made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raygen.errors import JobError, SpecError
-from raygen.plan import Capacity, Plan, plan_search, plan_training
+from raygen.capacity import Capacity
+from raygen.errors import JobError, ResourceError, SpecError
+from raygen.plan import Plan, plan_search, plan_training
 from raygen.queue.job import Job, State
 from raygen.runs import Run
 
@@ -44,7 +47,7 @@ def prepare_training(model: str, settings: Settings, capacity: Capacity) -> Prep
     from raygen.spec import TrainSpec
 
     # Devices first: they are known long before torch, which the spec needs, is imported.
-    plan = plan_training(_resources(settings), capacity)
+    plan = _planned(partial(plan_training, _resources(settings)), capacity)
     return Prepared(TrainSpec.create(model, with_absolute_paths(settings)), plan)
 
 
@@ -52,9 +55,22 @@ def prepare_search(model: str, settings: Settings, capacity: Capacity, *, space:
     """The job of searching for the best `model`; raises InputError where spec, space or devices cannot be."""
     from raygen.spec import TuneSpec
 
-    plan_search(_resources(settings), capacity, trials=1)
+    _planned(partial(plan_search, _resources(settings), trials=1), capacity)
     spec = TuneSpec.search_over(space or model, model, with_absolute_paths(settings))
-    return Prepared(spec, plan_search(spec.resources, capacity, trials=spec.search.trials))
+    return Prepared(spec, _planned(partial(plan_search, spec.resources, trials=spec.search.trials), capacity))
+
+
+def _planned(plan: Callable[[Capacity], Plan], capacity: Capacity) -> Plan:
+    """The plan of a job, for the nodes that there are; else for those too that were lost lately and may come back."""
+    try:
+        return plan(capacity)
+    except ResourceError as refusal:
+        if not capacity.lost:
+            raise
+        try:
+            return plan(capacity.before_losses())
+        except ResourceError:
+            raise refusal from None
 
 
 def check_data(prepared: Prepared) -> None:

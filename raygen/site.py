@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raygen.capacity import LOST_FOR_S, Capacity, OnDemand
 from raygen.errors import JobError, JobFailedError, RaygenError, ResourceError, RunError, RunInterruptedError
-from raygen.plan import Capacity
 from raygen.preparation import Prepared, extended
 from raygen.queue.job import ACTIVE, ENDED, RETRIED, Job, Request, State
 from raygen.runs import Run, default_storage
@@ -77,12 +77,18 @@ class Site:
         """What runs for the queue, and how many jobs are in which state, as plain JSON."""
         cluster = self.store.cluster(self.service.cluster)
         active = [job for job in self.store.list(states=ACTIVE) if job.cluster == cluster.name]
-        capacity = cluster.capacity
+        nodes, lost = (cluster.capacity.nodes, cluster.capacity.lost) if cluster.capacity else ((), ())
         return {
             "cluster": self.place,
             "address": self.service.address or self.service.head.address,
-            "gpus": capacity and capacity.gpus,
-            "cpus": capacity and capacity.cpus,
+            "nodes": [
+                {**vars(node), "jobs": {job.name: job.places[node.id] for job in active if node.id in job.places}}
+                for node in nodes
+            ],
+            "lost_nodes": [vars(node) for node in lost if self.store.seconds_since(node.lost_at) < LOST_FOR_S],
+            "on_demand": cluster.on_demand and vars(cluster.on_demand),
+            "gpus": sum(node.gpus for node in nodes) if cluster.capacity else None,
+            "cpus": sum(node.cpus for node in nodes) if cluster.capacity else None,
             "gpus_in_use": sum(job.gpus for job in active),
             "cpus_in_use": sum(job.cpus for job in active),
             "unreachable_since": cluster.unreachable_since,
@@ -98,6 +104,17 @@ class Site:
             "jobs": {str(state): number for state, number in self.store.count().items()},
         }
 
+    def declare_on_demand(self, on_demand: OnDemand | None) -> None:
+        """Have jobs planned for nodes that the cluster's autoscaler can add; None: for none such.
+
+        Raises ResourceError if jobs go to this machine's own cluster, which has no autoscaler.
+        """
+        if self.service.address is None:
+            raise ResourceError(
+                "this machine's own cluster gets no more nodes; name one that has an autoscaler with --address"
+            )
+        self.store.set_on_demand(self.service.cluster, on_demand)
+
     def submit(
         self,
         prepared: Prepared,
@@ -105,6 +122,7 @@ class Site:
         name: str | None = None,
         priority: int = Request.priority,
         retries: int = Request.retries,
+        node_timeout_s: float | None = Request.node_timeout_s,
     ) -> Job:
         """Make the run folder, queue the job, and see to it that a dispatcher will start it.
 
@@ -127,8 +145,11 @@ class Site:
                 cluster=self.service.cluster,
                 priority=priority,
                 retries=retries,
-                gpus=prepared.plan.gpus,
-                cpus=prepared.plan.cpus,
+                node_timeout_s=node_timeout_s,
+                processes=prepared.plan.processes,
+                fewest_processes=prepared.plan.fewest_processes,
+                gpus_each=prepared.plan.gpus_per_worker,
+                cpus_each=prepared.plan.cpus_per_worker,
             )
         )
         self.service.ensure(self.store)

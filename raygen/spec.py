@@ -94,7 +94,37 @@ class Resources(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     cpus: int | None = Field(None, ge=1, description="CPU cores in all; none: all there are")
     gpus_per_trial: float | None = Field(None, gt=0, description="below 1: trials share a GPU")
     cpus_per_trial: int | None = Field(None, ge=1, description="CPU cores for each trial")
-    workers: int | None = Field(None, ge=1, description="processes that share each training")
+    workers: int | tuple[int, int] | None = Field(
+        None, description="processes that share each training; 1-4: at least 1, as many as there are nodes for"
+    )
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _read_range(cls, workers: Any) -> Any:
+        if not isinstance(workers, str):
+            return workers
+        numbers = [int(part) for part in workers.split("-") if part.isdecimal()]
+        if len(numbers) != workers.count("-") + 1 or len(numbers) > 2:
+            raise ValueError("write a number of processes, or a range such as 1-4")
+        return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+    @field_validator("workers")
+    @classmethod
+    def _check_range(cls, workers: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+        fewest, most = workers if isinstance(workers, tuple) else (workers, workers)
+        if fewest is not None and not 1 <= fewest <= (most or 0):
+            raise ValueError("name 1 process or more, the fewest first, such as 1-4")
+        return most if fewest == most else workers
+
+    @property
+    def most_workers(self) -> int | None:
+        """The processes of each training, if they are named."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def elastic_from(self) -> int | None:
+        """The processes that a training goes on with at least while nodes are away; None: all."""
+        return self.workers[0] if isinstance(self.workers, tuple) else None
 
 
 def _typed_options(value: Any) -> Any:

@@ -30,7 +30,7 @@ LAYERS = [
     ["spec"],
     ["metrics"],
     ["models", "data", "space", "pictures"],
-    ["files"],
+    ["files", "capacity"],
     ["errors"],
 ]
 HEIGHTS = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}
@@ -39,12 +39,15 @@ HEIGHTS = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}
 LIGHT = [
     "raygen/__init__.py",
     "raygen/api.py",
+    "raygen/capacity.py",
     "raygen/errors.py",
     "raygen/files.py",
     "raygen/plan.py",
     "raygen/preparation.py",
     "raygen/queue/dispatcher.py",
     "raygen/queue/job.py",
+    "raygen/queue/placement.py",
+    "raygen/queue/policy.py",
     "raygen/queue/store.py",
     "raygen/cluster/head.py",
     "raygen/cluster/local.py",

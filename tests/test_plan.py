@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raygen.capacity import Capacity
 from raygen.errors import ResourceError
-from raygen.plan import Capacity, Plan, plan_search, plan_training
+from raygen.plan import Plan, plan_search, plan_training
 from raygen.spec import Resources
 
 SUGGESTION = re.compile(r"type --([a-z-]+) (\d+)")
 
 
 def machine(gpus: int = 0, cpus: int = 8) -> Capacity:
-    return Capacity(gpus=gpus, cpus=cpus, where="this machine")
+    return Capacity.of_machine(gpus=gpus, cpus=cpus, where="this machine")
 
 
 def searched(capacity: Capacity, trials: int = 16, **wanted: Any) -> Plan:
@@ -44,14 +45,14 @@ def refusal(capacity: Capacity, **wanted: Any) -> str:
         (machine(cpus=8), {"cpus": 3}, Plan(3, 1, 0, 1)),
         (machine(cpus=8), {"cpus_per_trial": 3}, Plan(2, 1, 0, 3)),
         (machine(cpus=8), {"workers": 2}, Plan(4, 2, 0, 1)),
-        (machine(cpus=8), {"workers": 2, "cpus_per_trial": 5}, Plan(1, 2, 0, 2)),
+        (machine(cpus=8), {"workers": 2, "cpus_per_trial": 5}, Plan(2, 2, 0, 2)),
         (machine(cpus=32), {}, Plan(16, 1, 0, 1)),
-        # One trial to a GPU where there are some; they share the CPU cores.
+        # One trial to a GPU where there are some; each takes its GPU's share of the CPU cores.
         (machine(gpus=4), {}, Plan(4, 1, 1, 2)),
-        (machine(gpus=4), {"gpus": 2}, Plan(2, 1, 1, 4)),
+        (machine(gpus=4), {"gpus": 2}, Plan(2, 1, 1, 2)),
         (machine(gpus=4), {"gpus": 0}, Plan(8, 1, 0, 1)),
         (machine(gpus=4), {"gpus_per_trial": 2}, Plan(2, 2, 1, 2)),
-        (machine(gpus=5), {"gpus_per_trial": 2}, Plan(2, 2, 1, 2)),
+        (machine(gpus=5), {"gpus_per_trial": 2}, Plan(2, 2, 1, 1)),
         (machine(gpus=4), {"workers": 2}, Plan(2, 2, 1, 2)),
         (machine(gpus=4), {"cpus_per_trial": 1}, Plan(4, 1, 1, 1)),
         (machine(gpus=4), {"cpus_per_trial": 4}, Plan(2, 1, 1, 4)),
@@ -71,7 +72,7 @@ def test_what_a_search_occupies(capacity: Capacity, wanted: dict[str, Any], plan
 
 def test_no_more_at_once_than_there_are_trials() -> None:
     assert searched(machine(cpus=8), trials=3).concurrent == 3
-    assert searched(machine(gpus=4), trials=1) == Plan(1, 1, 1, 8)
+    assert searched(machine(gpus=4), trials=1) == Plan(1, 1, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +88,9 @@ def test_no_more_at_once_than_there_are_trials() -> None:
         (machine(gpus=4), {"gpus_per_trial": 2, "workers": 3}, "2 GPUs", "type --workers 2"),
         (machine(gpus=4), {"gpus_per_trial": 0.5, "workers": 2}, "0.5 GPUs", "type --workers 1"),
         (machine(cpus=2), {"cpus_per_trial": 4}, "2 CPU cores", "type --cpus-per-trial 2"),
-        (machine(cpus=2), {"workers": 4}, "there are 2", "type --workers 2"),
+        (machine(cpus=2), {"workers": 4}, "room for 2", "type --workers 2"),
         (machine(), {"workers": 4, "cpus_per_trial": 2}, "4 processes", "type --cpus-per-trial 4"),
-        (machine(gpus=4, cpus=2), {"gpus_per_trial": 4}, "there are 2", "type --gpus-per-trial 2"),
+        (machine(gpus=4, cpus=2), {"gpus_per_trial": 4}, "2 GPUs", "type --gpus-per-trial 2"),
     ],
 )
 def test_the_impossible_is_refused_with_what_there_is_and_what_to_type(
@@ -110,7 +111,7 @@ def test_the_impossible_is_refused_with_what_there_is_and_what_to_type(
         (machine(cpus=8), {"cpus": 4, "workers": 2}, Plan(1, 2, 0, 2)),
         (machine(cpus=8), {"cpus": 5, "workers": 2}, Plan(1, 2, 0, 2)),
         (machine(gpus=4), {}, Plan(1, 4, 1, 2)),
-        (machine(gpus=4), {"gpus": 2}, Plan(1, 2, 1, 4)),
+        (machine(gpus=4), {"gpus": 2}, Plan(1, 2, 1, 2)),
         (machine(gpus=4), {"gpus": 0}, Plan(1, 1, 0, 8)),
         (machine(gpus=4), {"workers": 3}, Plan(1, 3, 1, 2)),
     ],
@@ -123,7 +124,7 @@ def test_what_a_training_occupies(capacity: Capacity, wanted: dict[str, Any], pl
     ("wanted", "said"),
     [
         ({"gpus": 2, "workers": 3}, "there are 2; type --workers 2"),
-        ({"gpus": 0, "cpus": 2, "workers": 3}, "there are 2; type --workers 2"),
+        ({"gpus": 0, "cpus": 2, "workers": 3}, "of which --cpus allows 2; type --workers 2"),
         ({"gpus": 9}, "type --gpus 4"),
         ({"gpus_per_trial": 1}, "a training takes --gpus, --cpus"),
         ({"cpus_per_trial": 1}, "a training takes --gpus, --cpus"),

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
+from raygen.capacity import Capacity
 from raygen.errors import JobError, SpecError
-from raygen.plan import Capacity, Plan
+from raygen.plan import Plan
 from raygen.queue.job import Job, Request, State
 from raygen.queue.store import Store
 from raygen.runs import Run
 from raygen.site import Site
 from raygen.spec import TrainSpec, TuneSpec
 
+DEVICES = {"processes": 1, "fewest_processes": 1, "gpus_each": 0, "cpus_each": 1}
 PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
 
 
@@ -25,9 +27,9 @@ def ended(storage: Path, settings: dict[str, Any], *, kind: str = "tune", state:
     run = Run.create(storage, kind, spec, PLAN, "min", name="ended")
     store = Store.open(storage)
     about = {"kind": kind, "model": "ae", "data": "digits", "user": "me", "cluster": "here"}
-    store.submit(Request(name="ended", folder=str(run.folder), gpus=0, cpus=1, **about))
+    store.submit(Request(name="ended", folder=str(run.folder), **DEVICES, **about))
     dispatcher = store.register("here", host="here", pid=1)
-    store.saw("here", Capacity(gpus=0, cpus=1, where="here"))
+    store.saw("here", Capacity.of_machine(gpus=0, cpus=1, where="here"))
     job = store.claim(dispatcher)
     assert job is not None
     return store.move(job, state)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
+from raygen.capacity import Capacity
 from raygen.cluster import background, session
 from raygen.errors import ServiceError
-from raygen.plan import Capacity
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raygen.capacity import Capacity
 from raygen.cluster.head import Head
 from raygen.errors import ClusterUnreachableError, ServiceError
-from raygen.plan import Capacity
 from raygen.queue.client import Submitted
+from raygen.queue.job import Placement
 
 if TYPE_CHECKING:
     from raygen.cluster.ray_jobs import RayJobs
@@ -36,6 +37,10 @@ class LocalCluster:
             self._jobs = self._connected(address)
             self._wait_for_node()
         return self._jobs.capacity()
+
+    def placements(self) -> dict[str, Placement]:
+        """Where the processes of running submissions are."""
+        return self._jobs.placements()
 
     def submit(self, submission_id: str, folder: Path, attempt: int) -> None:
         """Start an attempt at the run in `folder`."""

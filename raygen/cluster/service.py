@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -24,11 +25,11 @@ from typing import TYPE_CHECKING
 import psutil
 from filelock import FileLock, Timeout
 
+from raygen.capacity import Capacity
 from raygen.cluster import background, session
 from raygen.cluster.head import Head
 from raygen.cluster.local import LocalCluster
 from raygen.errors import JobError, QueueError, ResourceError, RunError, ServiceError
-from raygen.plan import Capacity
 from raygen.queue.client import JobsClient
 from raygen.queue.dispatcher import Dispatcher
 from raygen.queue.job import ACTIVE, Job
@@ -71,7 +72,9 @@ class Service:
         known = store.cluster(self.cluster)
         if known.capacity is not None and known.has_dispatcher and known.unreachable_since is None:
             return known.capacity
-        return self._local_capacity() if self.address is None else self._client().capacity()
+        if self.address is None:
+            return self._local_capacity()
+        return replace(self._client().capacity(), on_demand=known.on_demand)
 
     def check_nodes(self) -> None:
         """Raise ResourceError where nodes of another cluster lack the storage or what Raygen needs; asked once a day.
@@ -208,7 +211,7 @@ class Service:
         capacity = session.local_capacity()
         if not self._stay.exists():
             return capacity
-        return Capacity(**json.loads(self._stay.read_text(encoding="utf-8")), where=capacity.where)
+        return Capacity.of_machine(**json.loads(self._stay.read_text(encoding="utf-8")), where=capacity.where)
 
     def _start_dispatcher(self, store: Store) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,8 @@ import os
 import socket
 from urllib.parse import urlsplit
 
+from raygen.capacity import Capacity
 from raygen.errors import ResourceError
-from raygen.plan import Capacity
 
 ENVIRONMENT = {
     # The run folder holds every result, so Tune's own files beside it would be a second, poorer copy.
@@ -57,7 +57,7 @@ def local_capacity() -> Capacity:
     # Slow to import, and not needed where a dispatcher has said what there is.
     import joblib
 
-    return Capacity(gpus=_local_gpus(), cpus=joblib.cpu_count(), where="this machine")
+    return Capacity.of_machine(gpus=_local_gpus(), cpus=joblib.cpu_count(), where="this machine")
 
 
 def _local_gpus() -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from raygen.plan import Capacity
+from raygen.capacity import Capacity
+from raygen.queue.job import Placement
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,10 @@ class JobsClient(Protocol):
     """A cluster that runs submissions by name. Every method raises ClusterUnreachableError where it is silent."""
 
     def capacity(self) -> Capacity:
-        """What the cluster has in all."""
+        """The nodes that the cluster has, and those it lost lately."""
+
+    def placements(self) -> Mapping[str, Placement]:
+        """Where the processes of submissions are, by the name of each that `find` has found running."""
 
     def submit(self, submission_id: str, folder: Path, attempt: int) -> None:
         """Start an attempt at the run in `folder`; does nothing where the cluster knows the submission already."""

@@ -11,18 +11,19 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import Timeout
 
 from raygen.errors import CheckpointError, ClusterUnreachableError, JobChangedError, JobError, RunError
 from raygen.queue.client import JobsClient, Submitted
-from raygen.queue.job import Job, State, backoff_s
+from raygen.queue.job import NODE_TIMEOUT_S, ON_DEMAND_NODE_TIMEOUT_S, Job, Placement, State, backoff_s
 from raygen.queue.store import LEASE_S, Store
 from raygen.runs import Run
 
 STOP_GRACE_S = 6.0
-"""Seconds that a cancelled job has to write its checkpoints before its processes are ended."""
+"""Seconds that a job which is to end has to write its checkpoints before its processes are ended."""
 
 logger = logging.getLogger("raygen.dispatcher")
 
@@ -46,8 +47,10 @@ class Dispatcher:
         self._stay_registered()
         try:
             capacity = self._client.capacity()
-            for job in self._store.owned(self._id):
+            owned = self._store.owned(self._id)
+            for job in owned:
                 self._tend(job)
+            self._see_placements(owned)
             # Only now: a cluster that answers some questions and not others is unreachable all the same.
             self._store.saw(self._cluster, capacity)
             while (claimed := self._store.claim(self._id)) is not None:
@@ -56,6 +59,14 @@ class Dispatcher:
         except ClusterUnreachableError as error:
             logger.warning("%s", error)
             self._store.lost_sight(self._cluster, str(error))
+
+    def _see_placements(self, seen: Sequence[Job]) -> None:
+        """Write down which nodes the processes of running jobs have; of one that has just changed, the next time."""
+        if not seen:
+            return
+        placements = self._client.placements()
+        for job in seen:
+            self._store.saw_placed(job, placements.get(job.submission_id, Placement(places={}, pending=0)))
 
     def _register(self) -> int:
         return self._store.register(self._cluster, host=socket.gethostname(), pid=os.getpid())
@@ -81,6 +92,8 @@ class Dispatcher:
                 self._conclude(job, submitted)
             elif submitted.state == "running" and job.state is State.STARTING:
                 self._move(job, State.RUNNING)
+            elif (gave_up_at := self._gave_up_at(job)) is not None:
+                self._end(job, gave_up_at)
         except JobChangedError as error:
             logger.info("%s", error)
 
@@ -113,9 +126,24 @@ class Dispatcher:
         if submitted is None or submitted.state == "ended":
             self._conclude_cancelled(job)
             return
+        self._end(job, job.cancelled_at)
+
+    def _end(self, job: Job, asked_at: float) -> None:
+        """Have an attempt end, with its checkpoints if it heeds that soon after it was asked to."""
         _ask_to_stop(job)
-        if self._store.seconds_since(job.cancelled_at) > STOP_GRACE_S:
+        if self._store.seconds_since(asked_at) > STOP_GRACE_S:
             self._client.stop(job.submission_id)
+
+    def _gave_up_at(self, job: Job) -> float | None:
+        """When a job had waited for nodes for as long as it may, if it has."""
+        if job.unplaced_since is None:
+            return None
+        timeout_s = job.node_timeout_s
+        if timeout_s is None:
+            on_demand = self._store.cluster(self._cluster).on_demand
+            timeout_s = NODE_TIMEOUT_S if on_demand is None else ON_DEMAND_NODE_TIMEOUT_S
+        gave_up_at = job.unplaced_since + timeout_s
+        return gave_up_at if self._store.seconds_since(gave_up_at) > 0 else None
 
     def _conclude_cancelled(self, job: Job) -> None:
         """End a cancelled job once no process holds its run, and keep a late submission from running it."""
@@ -152,6 +180,9 @@ class Dispatcher:
         elif submitted is None:
             # Only a cluster that was restarted forgets what it was given.
             self._recover(job, "the cluster was restarted and does not know it", counted=False)
+        elif (gave_up_at := self._gave_up_at(job)) is not None:
+            waited = f"{gave_up_at - (job.unplaced_since or gave_up_at):.0f} s"
+            self._recover(job, f"no node had room for it for {waited}", counted=False)
         elif status.state == "failed":
             self._recover(job, status.reason)
         elif status.state == "interrupted":

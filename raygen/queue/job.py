@@ -10,6 +10,7 @@ be over, and the number in the run folder keeps a late process of an earlier att
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -52,6 +53,10 @@ RETRIED = (State.FAILED, State.CANCELLED)
 FIRST_BACKOFF_S = 5.0
 LONGEST_BACKOFF_S = 300.0
 
+NODE_TIMEOUT_S = 300.0
+ON_DEMAND_NODE_TIMEOUT_S = 1800.0
+"""Seconds that a job keeps its place while no node has room for it; a node on demand takes minutes to come."""
+
 
 def backoff_s(losses: int) -> float:
     """Seconds to wait before the attempt that follows the `losses`-th loss in a row, doubling up to five minutes."""
@@ -60,9 +65,11 @@ def backoff_s(losses: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a person asks of the queue: to run the job in `folder` on `cluster` with so many devices.
+    """What a person asks of the queue: to run the job in `folder` on `cluster` in so many processes.
 
-    The higher `priority` goes first; `retries` is how many lost attempts may be followed by another.
+    Each process takes `gpus_each` and `cpus_each` of one node; with `fewest_processes` the job can go on while the
+    cluster has no room for all. The higher `priority` goes first; `retries` is how many lost attempts may be followed
+    by another; `node_timeout_s` is how long it keeps its place while no node has room for any of its processes.
     """
 
     name: str
@@ -72,15 +79,40 @@ class Request:
     data: str
     user: str
     cluster: str
-    gpus: float
-    cpus: int
+    processes: int
+    fewest_processes: int
+    gpus_each: float
+    cpus_each: int
     priority: int = 0
     retries: int = 2
+    node_timeout_s: float | None = None
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all its processes."""
+        return self.processes * self.gpus_each
+
+    @property
+    def cpus(self) -> int:
+        """CPU cores of all its processes."""
+        return self.processes * self.cpus_each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a job's processes are: how many have which node (by its id), and how many wait for one."""
+
+    places: Mapping[str, int]
+    pending: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Request):
-    """A job as the queue has it; times are seconds since 1970."""
+    """A job as the queue has it; times are seconds since 1970.
+
+    `places` and `pending` are those of its Placement, as last seen; `unplaced_since` says since when some of its
+    processes wait for a node and none has one.
+    """
 
     id: int
     token: str
@@ -93,6 +125,9 @@ class Job(Request):
     ended_at: float | None
     not_before: float
     cancelled_at: float | None
+    places: Mapping[str, int]
+    pending: int
+    unplaced_since: float | None
 
     @property
     def submission_id(self) -> str:

@@ -1,37 +1,43 @@
 """Who runs next, and why the others wait. Pure: a snapshot of the queue goes in, a decision or words come out.
 
-Jobs are ordered by priority, then age. A job that must wait keeps its claim: one behind it may start on free devices
-only where that cannot delay it, however long each job takes. Beside the first that waits that is what nobody needs
-when it starts, even if all that run now and can run beside it still do; of this, every other that waits keeps what it
-asks for. So no job is delayed by one behind it that was queued later. A job that waits to be tried again keeps no
-claim meanwhile, nor does one that asks for more than the cluster has.
+Jobs are ordered by priority, then age. A job starts when all its processes find room, on whichever nodes Ray places
+them. One that must wait keeps its claim: another behind it may start only if that cannot delay it, however long each
+job takes. So it must leave room for those before it beside all that run now and can run beside them, wherever its
+own processes end up; or use nothing that they lack. A job that waits to be tried again keeps no claim meanwhile, nor
+does one that asks for more than the cluster has.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
 
-from raygen.plan import Capacity
+from raygen.capacity import ROUNDING, Capacity, Devices, Node, OnDemand, count
+from raygen.queue.placement import Board, Group
 
 DEPTH = 500
 """Waiting jobs that one decision looks at, from the first on; those behind wait for their turn."""
 
-ROUNDING = 1e-6
-"""Shares of a GPU are fractions: three thirds must fit into one."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A job's claim on devices, as far as decisions need it; those with `active` hold them now."""
+    """A job's claim on devices, as far as decisions need it; those with `active` hold them now.
+
+    It is for so many `processes` with these devices each, or as many as the cluster has room for, but `fewest` at
+    least. Of an active one, `places` says how many have which node by now, `pending` how many wait for one.
+    """
 
     id: int
     name: str
     priority: int
-    gpus: float
-    cpus: int
+    processes: int
+    fewest: int
+    each: Devices
     active: bool
+    places: Mapping[str, int] = field(default_factory=dict)
+    pending: int = 0
     not_before: float = 0.0
 
     @property
@@ -49,27 +55,7 @@ class Cluster:
     unreachable_since: float | None
     problem: str
     has_dispatcher: bool
-
-
-@dataclass(frozen=True)
-class _Devices:
-    """An amount of devices of both kinds; less than nothing where a cluster has shrunk under its jobs."""
-
-    gpus: float
-    cpus: float
-
-    def hold(self, claim: Claim) -> bool:
-        # What is short of one kind can still hold a claim that needs none of it.
-        enough_gpus = not claim.gpus or claim.gpus <= self.gpus + ROUNDING
-        return enough_gpus and (not claim.cpus or claim.cpus <= self.cpus)
-
-    def minus(self, *claims: Claim) -> _Devices:
-        return _Devices(
-            self.gpus - sum(claim.gpus for claim in claims), self.cpus - sum(claim.cpus for claim in claims)
-        )
-
-    def at_most(self, other: _Devices) -> _Devices:
-        return _Devices(min(self.gpus, other.gpus), min(self.cpus, other.cpus))
+    on_demand: OnDemand | None = None
 
 
 def choose(
@@ -83,7 +69,7 @@ def choose(
 
 
 def reasons(claims: Sequence[Claim], cluster: Cluster, *, now: float) -> dict[int, str]:
-    """Why each waiting claim waits, in words, by its id; active ones have a reason where nobody looks after them."""
+    """Why each waiting claim waits, in words, by its id; also what an active one lacks: nodes, or a dispatcher."""
     if not cluster.has_dispatcher:
         none = "no dispatcher runs for its cluster"
         return {claim.id: f"when last seen; {none}" if claim.active else none for claim in claims}
@@ -95,7 +81,9 @@ def reasons(claims: Sequence[Claim], cluster: Cluster, *, now: float) -> dict[in
         return {claim.id: "the cluster is starting" for claim in waiting}
     words = {claim.id: obstacle or "next to start" for claim, obstacle in _scan(claims, cluster.capacity, now=now)}
     far_behind = f"behind more than {DEPTH} jobs"
-    return {claim.id: words.get(claim.id, far_behind) for claim in waiting}
+    return {claim.id: words.get(claim.id, far_behind) for claim in waiting} | {
+        claim.id: _lacking(claim, cluster.capacity) for claim in claims if claim.active and claim.pending
+    }
 
 
 def clock_time(at: float) -> str:
@@ -105,57 +93,144 @@ def clock_time(at: float) -> str:
 
 def _scan(claims: Sequence[Claim], capacity: Capacity, *, now: float) -> Iterator[tuple[Claim, str | None]]:
     """The first waiting claims in order, each with what keeps it from starting now (None: nothing does)."""
-    total = _Devices(capacity.gpus, capacity.cpus)
-    active = [claim for claim in claims if claim.active]
+    queue = _Queue(capacity.possible, [claim for claim in claims if claim.active])
     waiting = sorted((claim for claim in claims if not claim.active), key=lambda claim: claim.order)[:DEPTH]
-    free = total.minus(*active)
-    spare = free  # what may be taken without delaying one that waits
-    left: list[tuple[Claim, _Devices]] = []  # each that waits, with what it left of this
     for ahead, claim in enumerate(waiting):
-        if not total.hold(claim):
-            yield claim, f"asks for {_amount(claim)}, more than there is: {capacity}"
+        number = queue.number(claim)
+        if number < claim.fewest:
+            yield claim, _never(claim, capacity)
         elif claim.not_before > now:
             yield claim, f"is tried again at {clock_time(claim.not_before)}"
-        elif spare.hold(claim):
+        elif queue.board.certain_slots(claim.each) < number:
+            yield claim, _obstacle(claim, number, queue.board, ahead)
+            queue.wait(claim)
+        elif (first := queue.delayed_by(claim)) is not None:
+            yield claim, f"behind {first.name}, which comes first and needs {_amount(first, queue.number(first))}"
+            queue.wait(claim)
+        else:
             yield claim, None
             # What comes behind is judged as if this one ran, which it is about to.
-            active, free, spare = [*active, claim], free.minus(claim), spare.minus(claim)
-        else:
-            yield claim, _obstacle(claim, free, left, ahead)
-            spare = spare.minus(claim) if left else spare.at_most(_beside(claim, total, active))
-            left.append((claim, spare))
+            queue.start(claim)
 
 
-def _beside(claim: Claim, total: _Devices, active: Sequence[Claim]) -> _Devices:
-    """What stays free when the first claim that waits starts, whichever of the active ones have ended by then."""
-    behind = [other for other in active if other.order > claim.order]
-    before = [other for other in active if other.order < claim.order]
-    room = total.minus(claim)
-    # One that cannot run beside it will have ended; of one kind of device, nothing more than this is known.
-    gpus = sum(other.gpus for other in before if other.gpus <= room.gpus + ROUNDING)
-    cpus = sum(other.cpus for other in before if other.cpus <= room.cpus)
-    return _Devices(max(room.gpus - gpus, 0), max(room.cpus - cpus, 0)).minus(*behind)
+class _Queue:
+    """What runs and what waits, as one scan has seen it so far."""
+
+    def __init__(self, nodes: Sequence[Node], active: Sequence[Claim]) -> None:
+        self._nodes = nodes
+        self._empty = Board(nodes)
+        self._active = list(active)
+        self._waiting: dict[tuple[Devices, int], list[Claim]] = {}  # alike ones together: they need the same
+        self._delaying: dict[tuple[Devices, int], Claim] = {}
+        self._beside: dict[tuple[Devices, int], Board] = {}
+        self.board = Board(nodes, [self._group(claim) for claim in active])
+
+    def number(self, claim: Claim) -> int:
+        """The processes that a claim is for: as many as it asks for, or as the empty cluster holds."""
+        return min(claim.processes, self._empty.slots(claim.each))
+
+    def wait(self, claim: Claim) -> None:
+        """Have a claim wait, before all that come behind it."""
+        self._waiting.setdefault((claim.each, self.number(claim)), []).append(claim)
+
+    def start(self, claim: Claim) -> None:
+        """Have a claim's processes start, on nodes that nobody knows yet."""
+        self._active.append(claim)
+        self.board = self.board.joined_by(self._group(claim))
+        self._beside.clear()
+
+    def delayed_by(self, claim: Claim) -> Claim | None:
+        """One that waits before this claim and that it could delay, if there is one."""
+        alike = (claim.each, self.number(claim))
+        if alike not in self._delaying:
+            taker = Group(*alike)
+            # The last of those that are alike has the most before it: what does not delay that one delays none.
+            delayed = (same[-1] for (each, number), same in self._waiting.items() if self._delays(taker, each, number))
+            first = next(delayed, None)
+            if first is None:
+                return None
+            # More will wait and run, so this stays so.
+            self._delaying[alike] = first
+        return self._delaying[alike]
+
+    def _delays(self, taker: Group, each: Devices, number: int) -> bool:
+        """Whether processes could take room from a waiting claim when that could start without them."""
+        board = self._board_beside(each, number).joined_by(taker)
+        return board.certain_slots(each) < number and not board.takes_nothing_from(taker.each, each)
+
+    def _board_beside(self, each: Devices, number: int) -> Board:
+        """All that may run beside a waiting claim: of what runs and what else waits, that which leaves room for it."""
+        if (each, number) not in self._beside:
+            running = [self._group(claim) for claim in self._active]
+            self._beside[each, number] = Board(
+                self._nodes, [group for group in running if self._fit_together(group, each, number)]
+            )
+        others = []
+        for alike, same in self._waiting.items():
+            before = len(same) - (alike == (each, number))  # without the claim itself
+            if before and self._fit_together(Group(*alike), each, number):
+                others.append(Group(alike[0], before * alike[1]))
+        return self._beside[each, number].joined_by(*others)
+
+    def _fit_together(self, group: Group, each: Devices, number: int) -> bool:
+        """Whether a group and a claim may ever run at the same time, with the loose ones where they harm least."""
+        board = Board(self._nodes, [group])
+        free = board.free()
+        enough_gpus = number * each.gpus <= free.gpus + ROUNDING
+        return enough_gpus and number * each.cpus <= free.cpus + ROUNDING and board.slots(each) >= number
+
+    @staticmethod
+    def _group(claim: Claim) -> Group:
+        return Group(claim.each, claim.processes, claim.places)
 
 
-def _obstacle(claim: Claim, free: _Devices, left: Sequence[tuple[Claim, _Devices]], ahead: int) -> str:
-    if free.hold(claim):
-        keepers = (keeper for keeper, spare in left if not spare.hold(claim))
-        first = next(keepers, left[-1][0])
-        return f"behind {first.name}, which comes first and needs {_amount(first)}"
-    behind = f", behind {_count(ahead, 'job')}" if ahead else ""
-    return f"waiting for {_missing(claim, free)}{behind}"
+def _never(claim: Claim, capacity: Capacity) -> str:
+    """Why a claim cannot run even on the empty cluster, in words."""
+    asked = f"asks for {_amount(claim, claim.processes)}, more than there is: {capacity}"
+    back = capacity.before_losses()
+    if capacity.lost and back.holds(claim.each) >= claim.fewest:
+        gone = max(capacity.lost, key=lambda node: node.lost_at)
+        return f"{asked}, since {gone} was lost at {clock_time(gone.lost_at)}"
+    return asked
 
 
-def _amount(claim: Claim) -> str:
-    cores = _count(claim.cpus, "CPU core")
-    return f"{_count(claim.gpus, 'GPU')} and {cores}" if claim.gpus else cores
+def _obstacle(claim: Claim, number: int, board: Board, ahead: int) -> str:
+    free, each = board.free(), claim.each
+    behind = f", behind {count(ahead, 'job')}" if ahead else ""
+    if number * each.gpus > free.gpus + ROUNDING:
+        return f"waiting for {_missing(number * each.gpus, free.gpus, 'GPU')}{behind}"
+    if number * each.cpus > free.cpus + ROUNDING:
+        return f"waiting for {_missing(number * each.cpus, free.cpus, 'CPU core')}{behind}"
+    slots = board.slots(each)
+    if slots >= number:
+        return f"waits until all that was started has its nodes{behind}"
+    if number > 1:
+        kind, amount = ("GPU", free.gpus) if each.gpus else ("CPU core", free.cpus)
+        room = f"room for {slots} of {number} processes with {each} each"
+        return f"{count(amount, kind)} are free, but on nodes with {room}{behind}"
+    if each.gpus:
+        beside = f"none of them on a node with {count(each.cpus, 'free CPU core')}"
+        return f"{count(free.gpus, 'GPU')} are free, but {beside}{behind}"
+    return f"{count(free.cpus, 'CPU core')} are free, but no node has {each.cpus:g} of them{behind}"
 
 
-def _missing(claim: Claim, free: _Devices) -> str:
-    if claim.gpus > free.gpus + ROUNDING:
-        return f"{claim.gpus - max(free.gpus, 0):g} of {_count(claim.gpus, 'GPU')}"
-    return f"{claim.cpus - max(free.cpus, 0):g} of {_count(claim.cpus, 'CPU core')}"
+def _missing(wanted: float, free: float, kind: str) -> str:
+    return f"{wanted - max(free, 0):g} of {count(wanted, kind)}"
 
 
-def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'s' if number != 1 else ''}"
+def _amount(claim: Claim, number: int) -> str:
+    """What a claim needs, in words."""
+    total = Devices(round(number * claim.each.gpus, 6), round(number * claim.each.cpus, 6))
+    return f"{total} in {number} processes" if number > 1 else str(total)
+
+
+def _lacking(claim: Claim, capacity: Capacity) -> str:
+    """What an active claim's processes that have no node wait for, in words."""
+    coming = capacity.on_demand
+    on_one = Devices(coming.gpus, coming.cpus).holds(claim.each) if coming else 0
+    if coming is not None and on_one and capacity.to_come:
+        nodes = min(ceil(claim.pending / on_one), len(capacity.to_come))
+        what = count(coming.gpus, "GPU") if claim.each.gpus else count(coming.cpus, "CPU core")
+        return f"waiting for {nodes} more node{'s' if nodes > 1 else ''} with {what}"
+    some = f"{claim.pending} of its {claim.processes} processes" if claim.processes > 1 else "its process"
+    return f"waiting for a node that has room for {some}, with {claim.each} each"

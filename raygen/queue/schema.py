@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
+from sqlalchemy import JSON, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
 
-VERSION = "0001"
+VERSION = "0002"
 """The newest migration: what a database must be at to be these tables."""
 
 metadata = MetaData(
@@ -20,10 +20,11 @@ clusters = Table(
     "clusters",
     metadata,
     Column("name", String, primary_key=True),
-    Column("gpus", Integer),  # null until a dispatcher has seen the cluster
-    Column("cpus", Integer),
     Column("unreachable_since", Float),
     Column("problem", Text, nullable=False),
+    Column("nodes", JSON(none_as_null=True)),  # null until a dispatcher has seen the cluster
+    Column("lost_nodes", JSON(none_as_null=True)),
+    Column("on_demand", JSON(none_as_null=True)),  # what a person has declared
 )
 
 dispatchers = Table(
@@ -52,8 +53,6 @@ jobs = Table(
     Column("cluster", ForeignKey("clusters.name"), nullable=False),
     Column("priority", Integer, nullable=False),
     Column("retries", Integer, nullable=False),
-    Column("gpus", Float, nullable=False),
-    Column("cpus", Integer, nullable=False),
     Column("state", String, nullable=False),
     Column("reason", Text, nullable=False),
     Column("attempt", Integer, nullable=False),
@@ -63,6 +62,14 @@ jobs = Table(
     Column("ended_at", Float),
     Column("not_before", Float, nullable=False),
     Column("cancelled_at", Float),  # when a person asked for it
+    Column("processes", Integer, nullable=False, server_default="1"),
+    Column("fewest_processes", Integer, nullable=False, server_default="1"),
+    Column("gpus_each", Float, nullable=False, server_default="0"),
+    Column("cpus_each", Integer, nullable=False, server_default="0"),
+    Column("node_timeout_s", Float),
+    Column("places", JSON(none_as_null=True)),  # processes by node
+    Column("pending", Integer, nullable=False, server_default="0"),
+    Column("unplaced_since", Float),
     UniqueConstraint("name"),
     Index(None, "cluster", "state", "priority", "id"),
     Index(None, "state", "id"),

@@ -22,10 +22,22 @@ from sqlalchemy import Connection, Engine, Row, event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DatabaseError, DBAPIError
 
+from raygen.capacity import ROUNDING, Capacity, Devices, LostNode, Node, OnDemand
 from raygen.errors import JobChangedError, JobError, QueueError
-from raygen.plan import Capacity
 from raygen.queue import policy, schema
-from raygen.queue.job import ACTIVE, ENDED, RETRIED, TRANSITIONS, WAITING, Attempt, Event, Job, Request, State
+from raygen.queue.job import (
+    ACTIVE,
+    ENDED,
+    RETRIED,
+    TRANSITIONS,
+    WAITING,
+    Attempt,
+    Event,
+    Job,
+    Placement,
+    Request,
+    State,
+)
 from raygen.queue.policy import Claim, Cluster
 from raygen.queue.schema import attempts, clusters, dispatchers, events, jobs
 
@@ -37,6 +49,12 @@ LEASE_S = 30.0
 
 BUSY_TIMEOUT_S = 30.0
 """Seconds to wait for another process that writes to the same SQLite file."""
+
+CLAIMED = (
+    *(jobs.c.id, jobs.c.name, jobs.c.priority, jobs.c.processes, jobs.c.fewest_processes, jobs.c.gpus_each),
+    *(jobs.c.cpus_each, jobs.c.places, jobs.c.pending, jobs.c.not_before),
+)
+"""What of a job its claim is made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +257,13 @@ class Store:
         with self._read() as connection:
             return _cluster(connection, name, _now(connection))
 
+    def set_on_demand(self, name: str, on_demand: OnDemand | None) -> None:
+        """Write down which nodes can come to a cluster; None: those that are there are all."""
+        with self._write() as connection:
+            _ensure_cluster(connection, name)
+            declared = None if on_demand is None else vars(on_demand)
+            connection.execute(clusters.update().where(clusters.c.name == name).values(on_demand=declared))
+
     def dispatchers(self) -> Sequence[Dispatcher]:
         """Every dispatcher that has registered and neither left nor been taken for dead."""
         with self._read() as connection:
@@ -288,14 +313,31 @@ class Store:
             connection.execute(dispatchers.delete().where(dispatchers.c.id == dispatcher))
 
     def saw(self, cluster: str, capacity: Capacity) -> None:
-        """Write down that the cluster answers, and what it has."""
+        """Write down that the cluster answers, and which nodes it has and has lost."""
         known = self.cluster(cluster)
-        unchanged = known.capacity and (known.capacity.gpus, known.capacity.cpus) == (capacity.gpus, capacity.cpus)
+        unchanged = known.capacity and (known.capacity.nodes, known.capacity.lost) == (capacity.nodes, capacity.lost)
         if known.unreachable_since is None and unchanged:
             return
-        values = {"gpus": capacity.gpus, "cpus": capacity.cpus, "unreachable_since": None, "problem": ""}
+        values = {
+            "nodes": [vars(node) for node in capacity.nodes],
+            "lost_nodes": [vars(node) for node in capacity.lost],
+            "unreachable_since": None,
+            "problem": "",
+        }
         with self._write() as connection:
             connection.execute(clusters.update().where(clusters.c.name == cluster).values(values))
+
+    def saw_placed(self, job: Job, placement: Placement) -> None:
+        """Write down where the processes of a job's current attempt are, and since when all that there are wait."""
+        if (job.places, job.pending) == (placement.places, placement.pending):
+            return
+        values: dict[str, Any] = {"places": dict(placement.places), "pending": placement.pending}
+        with self._write() as connection:
+            if placement.places:
+                values["unplaced_since"] = None
+            elif placement.pending and job.unplaced_since is None:
+                values["unplaced_since"] = _now(connection)
+            connection.execute(_where(job).values(values))
 
     def lost_sight(self, cluster: str, problem: str) -> None:
         """Write down that the cluster does not answer, and since when."""
@@ -337,7 +379,7 @@ class Store:
             cluster = connection.execute(
                 sa.select(clusters).where(clusters.c.name == lease.cluster).with_for_update()
             ).one()
-            if cluster.gpus is None or cluster.unreachable_since is not None:
+            if cluster.nodes is None or cluster.unreachable_since is not None:
                 return None
             capacity = _capacity(cluster)
             claims = _active_claims(connection, lease.cluster) + _waiting_claims(
@@ -397,7 +439,14 @@ def _begin_attempt(connection: Connection, job: Job, dispatcher: int) -> Job:
         job,
         State.STARTING,
         reason=f"attempt {number}",
-        also={"attempt": number, "owner": dispatcher, "not_before": 0.0},
+        also={
+            "attempt": number,
+            "owner": dispatcher,
+            "not_before": 0.0,
+            "places": None,
+            "pending": 0,
+            "unplaced_since": None,
+        },
     )
     values = {
         "job": job.id,
@@ -415,7 +464,7 @@ def _move(connection: Connection, job: Job, to: State, *, reason: str, also: dic
     assert to in TRANSITIONS[job.state], f"{job.state} → {to}"
     values: dict[str, Any] = {"state": to, "reason": reason, **(also or {})}
     if to not in ACTIVE:
-        values["owner"] = None
+        values |= {"owner": None, "places": None, "pending": 0}
     if to in ENDED:
         values["ended_at"] = _now(connection)
     row = connection.execute(_where(job).values(values).returning(jobs)).one_or_none()
@@ -465,19 +514,44 @@ def _waiting_claims(
     """The first waiting jobs; where asked, only those that could ever fit and may be tried by now."""
     condition = sa.and_(jobs.c.cluster == cluster, jobs.c.state.in_(WAITING))
     if fitting is not None:
-        possible = sa.and_(jobs.c.gpus <= fitting.gpus + policy.ROUNDING, jobs.c.cpus <= fitting.cpus)
-        condition = sa.and_(condition, possible)
+        condition = sa.and_(condition, _fits_some_node(fitting))
     if due_at is not None:
         condition = sa.and_(condition, jobs.c.not_before <= due_at)
     return _claims(connection, condition, active=False)
 
 
 def _claims(connection: Connection, condition: sa.ColumnElement[bool], *, active: bool) -> list[Claim]:
-    columns = (jobs.c.id, jobs.c.name, jobs.c.priority, jobs.c.gpus, jobs.c.cpus, jobs.c.not_before)
-    query = sa.select(*columns).where(condition).order_by(jobs.c.priority.desc(), jobs.c.id)
+    query = sa.select(*CLAIMED).where(condition).order_by(jobs.c.priority.desc(), jobs.c.id)
     if not active:
         query = query.limit(policy.DEPTH)
-    return [Claim(**row._mapping, active=active) for row in connection.execute(query)]
+    return [
+        Claim(
+            id=row.id,
+            name=row.name,
+            priority=row.priority,
+            processes=row.processes,
+            fewest=row.fewest_processes,
+            each=Devices(row.gpus_each, row.cpus_each),
+            active=active,
+            places=row.places or {},
+            pending=row.pending,
+            not_before=row.not_before,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def _fits_some_node(capacity: Capacity) -> sa.ColumnElement[bool]:
+    """Whether a job could have the fewest processes that it can go on with, as far as a database can tell."""
+    nodes = [
+        sa.and_(jobs.c.gpus_each <= gpus + ROUNDING, jobs.c.cpus_each <= cpus)
+        for gpus, cpus in {(node.gpus, node.cpus) for node in capacity.possible}
+    ]
+    return sa.and_(
+        sa.or_(sa.false(), *nodes),
+        jobs.c.fewest_processes * jobs.c.gpus_each <= capacity.gpus + ROUNDING,
+        jobs.c.fewest_processes * jobs.c.cpus_each <= capacity.cpus,
+    )
 
 
 def _cluster(connection: Connection, name: str, now: float) -> Cluster:
@@ -485,7 +559,8 @@ def _cluster(connection: Connection, name: str, now: float) -> Cluster:
     alive = sa.select(dispatchers.c.id).where(dispatchers.c.cluster == name, dispatchers.c.lease_until > now)
     return Cluster(
         name=name,
-        capacity=None if row is None or row.gpus is None else _capacity(row),
+        capacity=None if row is None or row.nodes is None else _capacity(row),
+        on_demand=None if row is None else _on_demand(row),
         unreachable_since=None if row is None else row.unreachable_since,
         problem="" if row is None else row.problem,
         has_dispatcher=connection.scalar(alive.limit(1)) is not None,
@@ -493,7 +568,16 @@ def _cluster(connection: Connection, name: str, now: float) -> Cluster:
 
 
 def _capacity(cluster: Row[Any]) -> Capacity:
-    return Capacity(gpus=cluster.gpus, cpus=cluster.cpus, where=place(cluster.name))
+    return Capacity(
+        nodes=tuple(Node(**node) for node in cluster.nodes),
+        lost=tuple(LostNode(**node) for node in cluster.lost_nodes),
+        on_demand=_on_demand(cluster),
+        where=place(cluster.name),
+    )
+
+
+def _on_demand(cluster: Row[Any]) -> OnDemand | None:
+    return None if cluster.on_demand is None else OnDemand(**cluster.on_demand)
 
 
 def place(cluster: str) -> str:
@@ -522,7 +606,7 @@ def _orphans(cluster: sa.ScalarSelect[Any], dead: Sequence[int]) -> sa.Select[An
 
 
 def _job(row: Row[Any]) -> Job:
-    return Job(**{**row._mapping, "state": State(row.state)})
+    return Job(**{**row._mapping, "state": State(row.state), "places": row.places or {}})
 
 
 def _without(row: Row[Any], *names: str) -> dict[str, Any]:

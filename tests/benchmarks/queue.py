@@ -27,14 +27,14 @@ import sqlalchemy as sa
 from rich.console import Console
 from rich.table import Table
 
-from raygen.plan import Capacity
+from raygen.capacity import Capacity
 from raygen.queue import schema
 from raygen.queue.job import Request
 from raygen.queue.policy import DEPTH
 from raygen.queue.store import Store
 
 LS_BAR_MS, CLAIM_BAR_MS, SUBMIT_BAR_MS = 500, 20, 50
-BOX = Capacity(gpus=8, cpus=64, where="the cluster at http://head:8265")
+BOX = Capacity.of_machine(gpus=8, cpus=64, where="the cluster at http://head:8265")
 CLUSTER = "http://head:8265"
 
 
@@ -87,15 +87,16 @@ def _measurements(url: sa.URL, folder: Path, options: argparse.Namespace) -> Ite
 
     yield "decision, empty cluster", decisions(True, idle), CLAIM_BAR_MS
     with store.engine.begin() as connection:
-        connection.execute(sa.update(jobs).values(gpus=8))
+        connection.execute(sa.update(jobs).values(processes=8, fewest_processes=8))
     assert store.claim(dispatcher)
     yield "decision, full cluster", decisions(False), CLAIM_BAR_MS
     with store.engine.begin() as connection:
         last = sa.select(jobs.c.id).where(jobs.c.state == "queued").order_by(jobs.c.priority.desc(), jobs.c.id)
+        one_core = {"processes": 1, "fewest_processes": 1, "gpus_each": 0, "cpus_each": 1}
         number = connection.scalar(last.offset(DEPTH - 1).limit(1))
         # The jobs before it ask for GPUs alone, so that they leave it its core.
-        connection.execute(sa.update(jobs).where(jobs.c.state == "queued").values(cpus=0))
-        connection.execute(sa.update(jobs).where(jobs.c.id == number).values(gpus=0, cpus=1))
+        connection.execute(sa.update(jobs).where(jobs.c.state == "queued").values(cpus_each=0))
+        connection.execute(sa.update(jobs).where(jobs.c.id == number).values(**one_core))
 
     def wait_again() -> None:
         with store.engine.begin() as connection:
@@ -124,8 +125,10 @@ def _job(name: str) -> Request:
         data="digits",
         user="me",
         cluster=CLUSTER,
-        gpus=1,
-        cpus=1,
+        processes=1,
+        fewest_processes=1,
+        gpus_each=1,
+        cpus_each=1,
     )
 
 

@@ -63,8 +63,8 @@ def ours(options: argparse.Namespace) -> None:
     import ray
 
     from raygen import preparation
+    from raygen.capacity import Capacity
     from raygen.cluster.tune import run_trials
-    from raygen.plan import Capacity
     from raygen.runs import Run
 
     settings = {
@@ -75,7 +75,7 @@ def ours(options: argparse.Namespace) -> None:
         "resources.cpus": options.concurrent,
         "resources.gpus": 0,
     }
-    here = Capacity(gpus=0, cpus=options.concurrent, where="this machine")
+    here = Capacity.of_machine(gpus=0, cpus=options.concurrent, where="this machine")
     job = preparation.prepare_search("vae", settings, here)
     preparation.check_data(job)
     run = Run.create(options.folder, job.kind, job.spec, job.plan, job.direction, name="search")

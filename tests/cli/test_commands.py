@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from raygen import data, models, space
-from raygen.plan import Capacity
+from raygen.capacity import Capacity
 from raygen.queue.job import Request
 from raygen.queue.store import Store
 
@@ -166,13 +166,14 @@ def test_no_runs_is_said_on_stderr(runner: CliRunner) -> None:
 def test_one_damaged_run_does_not_hide_the_others(runner: CliRunner, tmp_path: Path) -> None:
     store = Store.open(tmp_path / "runs")
     dispatcher = store.register("somewhere", host="here", pid=1)
-    store.saw("somewhere", Capacity(gpus=0, cpus=2, where="somewhere"))
+    store.saw("somewhere", Capacity.of_machine(gpus=0, cpus=2, where="somewhere"))
     for name, content in (("empty", "{}"), ("text", "no json")):
         folder = tmp_path / "runs" / name
         folder.mkdir()
         (folder / "run.json").write_text(content)
         about = {"kind": "train", "model": "ae", "data": "digits", "user": "me", "cluster": "somewhere"}
-        store.submit(Request(name=name, folder=str(folder), gpus=0, cpus=1, **about))
+        devices = {"processes": 1, "fewest_processes": 1, "gpus_each": 0, "cpus_each": 1}
+        store.submit(Request(name=name, folder=str(folder), **devices, **about))
         store.claim(dispatcher)
     listed = runner.invoke(app, ["ls"])
     assert listed.exit_code == 0

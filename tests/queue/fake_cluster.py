@@ -17,9 +17,10 @@ from typing import Any
 
 from filelock import FileLock
 
+from raygen.capacity import Capacity
 from raygen.errors import Cause, ClusterUnreachableError, RunError
-from raygen.plan import Capacity
 from raygen.queue.client import Submitted
+from raygen.queue.job import Placement
 from raygen.runs import Run
 from raygen.runs import State as RunState
 
@@ -43,6 +44,7 @@ class FakeCluster:
                     {
                         "cpus": cpus,
                         "is_reachable": True,
+                        "is_full": False,
                         "loses_response": False,
                         "submissions": {},
                         "accepted": [],
@@ -56,7 +58,18 @@ class FakeCluster:
     def capacity(self) -> Capacity:
         """What it has in all."""
         with self._reached() as cluster:
-            return Capacity(gpus=0, cpus=cluster["cpus"], where="the fake cluster")
+            return Capacity.of_machine(gpus=0, cpus=cluster["cpus"], where="the fake cluster")
+
+    def placements(self) -> dict[str, Placement]:
+        """Where the one process of each running submission is, unless it was told to have no room."""
+        with self._reached() as cluster:
+            return {
+                each["id"]: Placement(places={}, pending=1)
+                if cluster["is_full"]
+                else Placement(places={"0": 1}, pending=0)
+                for each in cluster["submissions"].values()
+                if each["state"] == "running"
+            }
 
     def submit(self, submission_id: str, folder: Path, attempt: int) -> None:
         """Accept a submission, unless it is known."""
@@ -107,6 +120,11 @@ class FakeCluster:
         """Answer again."""
         with self._changed() as cluster:
             cluster["is_reachable"] = True
+
+    def be_full(self, is_full: bool) -> None:
+        """Have no room for processes, as if others had taken it."""
+        with self._changed() as cluster:
+            cluster["is_full"] = is_full
 
     def lose_the_next_response(self) -> None:
         """Do what is submitted next, but never answer."""

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from fake_cluster import FakeCluster
 from making import CLUSTER
 from sqlalchemy import event
 
-from raygen.plan import Capacity
+from raygen.capacity import Capacity
 from raygen.queue import dispatcher, job, store
 from raygen.queue.client import Submitted
 from raygen.queue.dispatcher import Dispatcher
+from raygen.queue.job import Placement
 from raygen.queue.store import Store
 
 LEASE_S = 0.1
@@ -87,6 +89,13 @@ class FaultyClient:
         capacity = self._cluster.capacity()
         self._faults.at("after capacity")
         return capacity
+
+    def placements(self) -> Mapping[str, Placement]:
+        """Ask where processes are."""
+        self._faults.at("before placements")
+        placements = self._cluster.placements()
+        self._faults.at("after placements")
+        return placements
 
     def submit(self, submission_id: str, folder: Path, attempt: int) -> None:
         """Submit."""

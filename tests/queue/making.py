@@ -18,6 +18,10 @@ CLUSTER = "fake"
 """What the queue calls the cluster of these tests."""
 
 
+DEVICES = {"processes": 1, "fewest_processes": 1, "gpus_each": 0, "cpus_each": 1}
+"""What a job takes unless told otherwise."""
+
+
 def make_run(storage: Path, name: str) -> Run:
     """A run that waits to be started."""
     plan = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
@@ -27,7 +31,7 @@ def make_run(storage: Path, name: str) -> Run:
 def queue_job(queue: Store, storage: Path, name: str = "job", **wanted: Any) -> Job:
     """A job in the queue, for one CPU core unless told otherwise."""
     run = make_run(storage, name)
-    values = {"kind": "train", "model": "ae", "data": "digits", "user": "me", "gpus": 0, "cpus": 1, **wanted}
+    values = {"kind": "train", "model": "ae", "data": "digits", "user": "me", **DEVICES, **wanted}
     return queue.submit(Request(name=name, folder=str(run.folder), cluster=CLUSTER, **values))
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,13 +15,13 @@ import sqlalchemy as sa
 from fake_cluster import FakeCluster
 from making import CLUSTER, let_leases_run_out, queue_job
 
+from raygen.capacity import Capacity
 from raygen.errors import Cause
-from raygen.plan import Capacity
 from raygen.queue import dispatcher as dispatcher_module
 from raygen.queue import job as job_module
 from raygen.queue.client import JobsClient, Submitted
 from raygen.queue.dispatcher import Dispatcher
-from raygen.queue.job import Job, State
+from raygen.queue.job import Job, Placement, State
 from raygen.queue.store import Store
 from raygen.runs import Run
 
@@ -114,7 +114,7 @@ def test_a_job_that_ends_before_anybody_looks_has_ended(
 def test_jobs_start_as_devices_become_free(
     queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
 ) -> None:
-    jobs = [queue_job(queue, storage, f"job-{number}", cpus=2) for number in range(3)]
+    jobs = [queue_job(queue, storage, f"job-{number}", cpus_each=2) for number in range(3)]
     dispatcher.tick()
     assert [now(queue, job).state for job in jobs] == [State.STARTING, State.STARTING, State.QUEUED]
     cluster.end("job-1")
@@ -256,8 +256,8 @@ def steps(cluster: FakeCluster, dispatcher: Dispatcher) -> list[Callable[[], Non
 def test_an_outage_in_any_state_makes_no_attempt_more(
     outage: int, queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
 ) -> None:
-    job = queue_job(queue, storage, cpus=4)
-    other = queue_job(queue, storage, "other", cpus=4)
+    job = queue_job(queue, storage, cpus_each=4)
+    other = queue_job(queue, storage, "other", cpus_each=4)
     for number, step in enumerate(steps(cluster, dispatcher)):
         if number == outage:
             before = queue.list()
@@ -626,6 +626,7 @@ class Napping:
         self.meanwhile = meanwhile
         self._cluster = cluster
         self.capacity: Callable[[], Capacity] = cluster.capacity
+        self.placements: Callable[[], Mapping[str, Placement]] = cluster.placements
         self.submit = cluster.submit
         self.stop = cluster.stop
 
@@ -686,7 +687,7 @@ def test_the_jobs_of_a_dispatcher_that_died_are_adopted(
 def test_a_dispatcher_that_wakes_up_works_on_as_another(
     queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = start(queue, cluster, dispatcher, queue_job(queue, storage, cpus=4))
+    first = start(queue, cluster, dispatcher, queue_job(queue, storage, cpus_each=4))
     let_leases_run_out(queue)
     Dispatcher(queue, cluster, CLUSTER).tick()
     monkeypatch.setattr(dispatcher_module, "LEASE_S", 0.0)  # so that it knows that time has passed

@@ -39,6 +39,8 @@ GENERAL_POINTS = {
     "after writing DELETE dispatchers",
     "before capacity",
     "after capacity",
+    "before placements",
+    "after placements",
     "before find",
     "after find: None",
     "after find: pending",

@@ -10,17 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygen.plan import Capacity
+from raygen.capacity import Capacity, Devices
 from raygen.queue import policy
 from raygen.queue.policy import DEPTH, Claim, Cluster, choose, reasons
 
 NOW = 1_000_000.0
-FOUR = Capacity(gpus=4, cpus=16, where="the box")
+FOUR = Capacity.of_machine(gpus=4, cpus=16, where="the box")
 
 
 def claim(number: int, gpus: float = 1, cpus: int = 1, *, priority: int = 0, **fields: float | bool) -> Claim:
-    values = {"active": False, **fields}
-    return Claim(id=number, name=f"job-{number}", priority=priority, gpus=gpus, cpus=cpus, **values)
+    """A claim of one process."""
+    values = {"processes": 1, "fewest": 1, "active": False, **fields}
+    return Claim(id=number, name=f"job-{number}", priority=priority, each=Devices(gpus, cpus), **values)
 
 
 def running(number: int, gpus: float = 1, cpus: int = 1, *, priority: int = 0) -> Claim:
@@ -73,13 +74,13 @@ def test_a_job_waits_while_one_kind_of_device_is_short(more: dict[str, int]) -> 
 
 
 def test_three_thirds_fit_in_one_gpu_and_a_fourth_does_not() -> None:
-    one = Capacity(gpus=1, cpus=16, where="the box")
+    one = Capacity.of_machine(gpus=1, cpus=16, where="the box")
     after = start_all([claim(number, gpus=1 / 3) for number in range(1, 5)], one)
     assert [claim.active for claim in after] == [True, True, True, False]
 
 
 def test_tenths_of_a_gpu_fill_it_in_spite_of_rounding() -> None:
-    one = Capacity(gpus=1, cpus=16, where="the box")
+    one = Capacity.of_machine(gpus=1, cpus=16, where="the box")
     after = start_all([claim(number, gpus=0.1) for number in range(1, 12)], one)
     assert sum(claim.active for claim in after) == 10
 
@@ -133,7 +134,7 @@ def test_an_excluded_job_keeps_its_place() -> None:
 
 
 def test_a_cluster_that_shrank_under_its_jobs_starts_only_what_needs_nothing_of_what_is_short() -> None:
-    shrunk = Capacity(gpus=2, cpus=16, where="the box")
+    shrunk = Capacity.of_machine(gpus=2, cpus=16, where="the box")
     assert chosen([running(1, gpus=4), claim(2, gpus=1)], shrunk) is None
     assert chosen([running(1, gpus=4), claim(2, gpus=0, cpus=4)], shrunk) == 2
 
@@ -141,7 +142,7 @@ def test_a_cluster_that_shrank_under_its_jobs_starts_only_what_needs_nothing_of_
 # What holds for every queue
 
 amounts = st.tuples(st.sampled_from([0, 1 / 3, 0.5, 1, 1, 2, 3, 4, 5]), st.integers(1, 9))
-capacities = st.builds(Capacity, gpus=st.integers(0, 4), cpus=st.integers(1, 8), where=st.just("the box"))
+capacities = st.builds(Capacity.of_machine, gpus=st.integers(0, 4), cpus=st.integers(1, 8), where=st.just("the box"))
 
 
 @st.composite
@@ -156,8 +157,8 @@ def queues(draw: st.DrawFn) -> list[Claim]:
 @given(queues(), capacities)
 def test_no_more_devices_are_taken_than_there_are(queue: list[Claim], capacity: Capacity) -> None:
     active = [claim for claim in start_all(queue, capacity) if claim.active]
-    assert sum(claim.gpus for claim in active) <= capacity.gpus + 1e-4
-    assert sum(claim.cpus for claim in active) <= capacity.cpus
+    assert sum(claim.each.gpus for claim in active) <= capacity.gpus + 1e-4
+    assert sum(claim.each.cpus for claim in active) <= capacity.cpus
     assert all(claim.not_before <= NOW for claim in active)
 
 
@@ -167,14 +168,16 @@ def test_of_jobs_that_ask_for_the_same_those_first_in_order_start(queue: list[Cl
     seen: dict[tuple[float, int], bool] = {}
     for claim in after:
         if claim.not_before <= NOW:
-            earlier_started = seen.setdefault((claim.gpus, claim.cpus), True)
+            earlier_started = seen.setdefault((claim.each.gpus, claim.each.cpus), True)
             assert earlier_started or not claim.active
-            seen[claim.gpus, claim.cpus] = claim.active
+            seen[claim.each.gpus, claim.each.cpus] = claim.active
 
 
 @given(queues(), capacities)
 def test_an_idle_cluster_starts_something_if_anything_could_run(queue: list[Claim], capacity: Capacity) -> None:
-    could_run = [c for c in queue if c.gpus <= capacity.gpus and c.cpus <= capacity.cpus and c.not_before <= NOW]
+    could_run = [
+        c for c in queue if c.each.gpus <= capacity.gpus and c.each.cpus <= capacity.cpus and c.not_before <= NOW
+    ]
     first = choose(queue, capacity, now=NOW)
     assert first == min(could_run, key=lambda claim: claim.order, default=None)
 
@@ -233,7 +236,7 @@ def streams(draw: st.DrawFn) -> list[Work]:
 
 # A rule that only keeps what a job needs once all before it have ended fails in one of a few hundred such streams.
 @settings(max_examples=600)
-@given(streams(), st.builds(Capacity, gpus=st.just(4), cpus=st.integers(4, 9), where=st.just("the box")))
+@given(streams(), st.builds(Capacity.of_machine, gpus=st.just(4), cpus=st.integers(4, 9), where=st.just("the box")))
 def test_nobody_is_delayed_by_anybody_behind(works: list[Work], capacity: Capacity) -> None:
     everybody = start_times(works, capacity)
     for length in range(len(works)):
@@ -243,7 +246,7 @@ def test_nobody_is_delayed_by_anybody_behind(works: list[Work], capacity: Capaci
 
 @given(streams(), capacities)
 def test_every_job_that_fits_the_cluster_is_started(works: list[Work], capacity: Capacity) -> None:
-    possible = {w.claim.id for w in works if w.claim.gpus <= capacity.gpus and w.claim.cpus <= capacity.cpus}
+    possible = {w.claim.id for w in works if w.claim.each.gpus <= capacity.gpus and w.claim.each.cpus <= capacity.cpus}
     assert set(start_times(works, capacity)) == possible
 
 
@@ -271,7 +274,7 @@ def test_a_job_that_lacks_only_cores_is_told_so() -> None:
 
 
 def test_a_job_that_lacks_only_cores_is_not_told_of_gpus_because_of_rounding() -> None:
-    one = Capacity(gpus=1, cpus=4, where="the box")
+    one = Capacity.of_machine(gpus=1, cpus=4, where="the box")
     thirds = [running(1, gpus=1 / 3, cpus=1), running(2, gpus=1 / 3, cpus=1)]
     assert words([*thirds, claim(3, gpus=1 / 3 + 1e-9, cpus=3)], one) == {3: "waiting for 1 of 3 CPU cores"}
 
@@ -350,14 +353,14 @@ def test_a_decision_over_ten_thousand_jobs_takes_little_time() -> None:
 
 
 def test_running_jobs_are_what_was_last_seen_where_nobody_looks_after_them() -> None:
-    running = Claim(id=1, name="a", priority=0, gpus=0, cpus=1, active=True)
+    running = claim(1, gpus=0, active=True)
     told = Cluster(name="c", capacity=None, unreachable_since=None, problem="", has_dispatcher=False)
     assert reasons([running], told, now=0.0) == {1: "when last seen; no dispatcher runs for its cluster"}
     silent = Cluster(name="c", capacity=None, unreachable_since=0.0, problem="no route", has_dispatcher=True)
     assert reasons([running], silent, now=0.0)[1].startswith("when last seen; the cluster is unreachable since ")
     seen = Cluster(
         name="c",
-        capacity=Capacity(gpus=0, cpus=2, where="here"),
+        capacity=Capacity.of_machine(gpus=0, cpus=2, where="here"),
         unreachable_since=None,
         problem="",
         has_dispatcher=True,

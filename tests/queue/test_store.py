@@ -19,16 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from queue_databases import DATABASES, fresh_database, on_postgres
 
+from raygen.capacity import Capacity
 from raygen.errors import JobChangedError, JobError, QueueError
-from raygen.plan import Capacity
 from raygen.queue import store as store_module
 from raygen.queue.job import ACTIVE, ENDED, TRANSITIONS, WAITING, Job, Request, State
 from raygen.queue.policy import DEPTH
 from raygen.queue.store import Store, place
 
 CLUSTER = "http://head:8265"
-BOX = Capacity(gpus=4, cpus=16, where="the cluster at http://head:8265")
-MANY = Capacity(gpus=1000, cpus=1000, where="the cluster at http://head:8265")
+BOX = Capacity.of_machine(gpus=4, cpus=16, where="the cluster at http://head:8265")
+MANY = Capacity.of_machine(gpus=1000, cpus=1000, where="the cluster at http://head:8265")
 
 every_database = pytest.mark.parametrize("database", DATABASES)
 
@@ -55,8 +55,10 @@ def request(name: str = "job", **fields: Any) -> Request:
         "data": "digits",
         "user": "ada",
         "cluster": CLUSTER,
-        "gpus": 1,
-        "cpus": 1,
+        "processes": 1,
+        "fewest_processes": 1,
+        "gpus_each": 1,
+        "cpus_each": 1,
     }
     return Request(name=name, folder=f"/runs/{name}", **(values | fields))
 
@@ -116,7 +118,7 @@ def check_invariants(store: Store) -> None:
 
 
 def test_a_submitted_job_is_queued_with_all_that_was_asked(store: Store) -> None:
-    asked = request(priority=3, retries=5, gpus=0.5)
+    asked = request(priority=3, retries=5, gpus_each=0.5)
     job = store.submit(asked)
     assert {name: getattr(job, name) for name in vars(asked)} == vars(asked)
     assert (job.state, job.attempt, job.owner, job.ended_at) == (State.QUEUED, 0, None, None)
@@ -220,14 +222,14 @@ def test_the_newest_jobs_are_listed_first_by_state_user_and_number(store: Store)
 
 
 def test_reasons_are_given_for_jobs_that_wait_and_for_no_others(store: Store) -> None:
-    job = store.submit(request(gpus=3))
+    job = store.submit(request(gpus_each=3))
     assert store.reasons([job]) == {job.id: "no dispatcher runs for its cluster"}
     dispatcher = store.register(CLUSTER, host="laptop", pid=7)
     assert store.reasons([job]) == {job.id: "the cluster is starting"}
     store.saw(CLUSTER, BOX)
     assert store.reasons([job]) == {job.id: "next to start"}
     active = begun(store, dispatcher)
-    second = store.submit(request("second", gpus=3))
+    second = store.submit(request("second", gpus_each=3))
     elsewhere = store.submit(request("third", cluster="http://other"))
     assert store.reasons([active, second, elsewhere]) == {
         second.id: "waiting for 2 of 3 GPUs",
@@ -238,7 +240,7 @@ def test_reasons_are_given_for_jobs_that_wait_and_for_no_others(store: Store) ->
 def test_a_job_deep_in_the_queue_is_told_how_deep(store: Store) -> None:
     dispatcher_of(store)
     for number in range(DEPTH + 1):
-        last = store.submit(request(f"job-{number}", gpus=4))
+        last = store.submit(request(f"job-{number}", gpus_each=4))
     assert store.reasons([last]) == {last.id: f"behind more than {DEPTH} jobs"}
 
 
@@ -428,7 +430,7 @@ def test_priority_changes_a_jobs_place_and_is_written_down(store: Store) -> None
 def test_jobs_are_claimed_by_priority_then_age_as_long_as_they_fit(store: Store) -> None:
     dispatcher = dispatcher_of(store)
     for name, priority in (("a", 0), ("b", 5), ("c", 5)):
-        store.submit(request(name, gpus=2, priority=priority))
+        store.submit(request(name, gpus_each=2, priority=priority))
     assert [begun(store, dispatcher).name for _ in range(2)] == ["b", "c"]
     assert store.claim(dispatcher) is None
 
@@ -453,15 +455,15 @@ def test_nothing_is_claimed_on_a_cluster_not_seen_or_out_of_sight(store: Store) 
 def test_many_jobs_that_can_never_run_do_not_hide_one_that_can(store: Store) -> None:
     dispatcher = dispatcher_of(store)
     for number in range(DEPTH + 5):
-        store.submit(request(f"job-{number}", gpus=9))
+        store.submit(request(f"job-{number}", gpus_each=9))
     store.submit(request("possible"))
     assert begun(store, dispatcher).name == "possible"
 
 
 def test_three_thirds_of_a_gpu_are_claimed_and_no_fourth(store: Store) -> None:
-    dispatcher = dispatcher_of(store, Capacity(gpus=1, cpus=16, where="it"))
+    dispatcher = dispatcher_of(store, Capacity.of_machine(gpus=1, cpus=16, where="it"))
     for number in range(4):
-        store.submit(request(f"job-{number}", gpus=1 / 3))
+        store.submit(request(f"job-{number}", gpus_each=1 / 3))
     assert [store.claim(dispatcher) is not None for _ in range(4)] == [True, True, True, False]
 
 
@@ -489,7 +491,7 @@ def test_threads_never_claim_the_same_job(store: Store) -> None:
 
 
 def test_processes_never_claim_the_same_job_nor_more_than_there_is(store: Store) -> None:
-    dispatchers = [dispatcher_of(store, Capacity(gpus=10, cpus=1000, where="it")) for _ in range(3)]
+    dispatchers = [dispatcher_of(store, Capacity.of_machine(gpus=10, cpus=1000, where="it")) for _ in range(3)]
     for number in range(20):
         store.submit(request(f"job-{number}"))
     spawn = multiprocessing.get_context("spawn")
@@ -638,13 +640,13 @@ def test_whatever_is_done_the_queue_stays_in_order(
 
 
 def walk(store: Store, data: st.DataObject) -> None:
-    dispatchers = [dispatcher_of(store, Capacity(gpus=2, cpus=3, where="it"))]
+    dispatchers = [dispatcher_of(store, Capacity.of_machine(gpus=2, cpus=3, where="it"))]
     seen: list[Job] = []
     for step, operation in enumerate(data.draw(st.lists(st.sampled_from(OPERATIONS), min_size=4, max_size=25))):
         dispatcher = data.draw(st.sampled_from(dispatchers))
         job = data.draw(st.sampled_from(store.list())) if store.list() else None
         if job is None or operation == "submit":
-            store.submit(request(f"job-{step}", gpus=data.draw(st.integers(0, 3))))
+            store.submit(request(f"job-{step}", gpus_each=data.draw(st.integers(0, 3))))
         elif operation == "claim":
             store.claim(dispatcher)
         elif operation == "move" and job.state in ACTIVE:
@@ -655,7 +657,7 @@ def walk(store: Store, data: st.DataObject) -> None:
             move(store, old, data.draw(st.sampled_from(sorted(TRANSITIONS[old.state]))))
         elif operation == "leave":
             store.leave(dispatcher)
-            dispatchers.append(dispatcher_of(store, Capacity(gpus=2, cpus=3, where="it")))
+            dispatchers.append(dispatcher_of(store, Capacity.of_machine(gpus=2, cpus=3, where="it")))
             store.adopt(dispatchers[-1])
         elif operation == "adopt":
             store.adopt(dispatcher)
