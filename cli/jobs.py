@@ -53,6 +53,7 @@ class Submission:
     name: str | None
     priority: int
     retries: int
+    node_timeout_s: float | None
 
 
 def run(prepare: Callable[[], Prepared], submission: Submission, *, dry_run: bool, view: View) -> None:
@@ -67,7 +68,13 @@ def run(prepare: Callable[[], Prepared], submission: Submission, *, dry_run: boo
     with view.waiting("reading the images"):
         preparation.check_data(prepared)
     with view.waiting("queueing the job"):
-        job = site.submit(prepared, name=submission.name, priority=submission.priority, retries=submission.retries)
+        job = site.submit(
+            prepared,
+            name=submission.name,
+            priority=submission.priority,
+            retries=submission.retries,
+            node_timeout_s=submission.node_timeout_s,
+        )
     view.say(_plan(prepared, Path(job.folder)))
     _follow(site, job, view)
 

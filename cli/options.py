@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from raygen.data import DataOptions
 from raygen.errors import SpecError
+from raygen.queue.job import NODE_TIMEOUT_S, ON_DEMAND_NODE_TIMEOUT_S
 from raygen.spec import EvaluationOptions, Precision, TrainingOptions
 
 Output = Literal["table", "json"]
@@ -172,6 +173,16 @@ Priority = Annotated[
 ]
 Retries = Annotated[
     int, typer.Option(min=0, help="Lost attempts that may be followed by another.", rich_help_panel=_RUNNING)
+]
+NodeTimeout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        min=0,
+        help="Wait again in the queue if no node has room for so long.",
+        show_default=f"{NODE_TIMEOUT_S:g}; {ON_DEMAND_NODE_TIMEOUT_S:g} if nodes come on demand",
+        rich_help_panel=_RUNNING,
+    ),
 ]
 Resume = Annotated[
     str | None, typer.Option(metavar="RUN", help="Go on with a failed or cancelled run.", rich_help_panel=_RUNNING)

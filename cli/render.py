@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raygen import metrics
+from raygen.capacity import Devices, OnDemand
 from raygen.errors import RECURRING
 from raygen.plan import Plan
 from raygen.queue.job import Attempt, Event, Job
@@ -157,6 +158,14 @@ def status_table(status: Mapping[str, Any]) -> Table:
     elif status["address"] and status["cpus"] is not None:
         gpus = f"{status['gpus_in_use']:g} of {status['gpus']} GPUs"
         rows["in use"] = f"{gpus}, {status['cpus_in_use']} of {status['cpus']} CPU cores"
+    for node in status["nodes"] if len(status["nodes"]) > 1 else ():
+        runs = ", ".join(f"{number} of {name}" for name, number in node["jobs"].items()) or "nothing runs there"
+        rows[f"node {_short(node)}"] = f"{_devices(node)}; {runs}"
+    for node in status["lost_nodes"]:
+        why = f": {node['problem']}" if node["problem"] else ""
+        rows[f"lost {_short(node)}"] = f"{_devices(node)}, at {_local_time(node['lost_at']):%H:%M:%S}{why}"
+    if status["on_demand"] is not None:
+        rows["on demand"] = str(OnDemand(**status["on_demand"]))
     alive = [f"process {each['pid']} on {each['host']}" for each in status["dispatchers"] if each["alive"]]
     ends = ", until no job is left" if alive and status["ends_when_idle"] else ""
     rows["dispatcher"] = ", ".join(alive) + ends or "none; `raygen up` starts one"
@@ -166,6 +175,15 @@ def status_table(status: Mapping[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _short(node: Mapping[str, Any]) -> str:
+    """A node's name, and enough of its id to tell it from others of that name."""
+    return f"{node['name']} ({node['id'][:6]})"
+
+
+def _devices(node: Mapping[str, Any]) -> str:
+    return str(Devices(node["gpus"], node["cpus"]))
 
 
 def card_table(card: EvaluationCard) -> Table:

@@ -35,6 +35,7 @@ def train(
     name: options.Name = None,
     priority: options.Priority = Request.priority,
     retries: options.Retries = Request.retries,
+    node_timeout: options.NodeTimeout = Request.node_timeout_s,
     detach: options.Detach = False,
     resume: options.Resume = None,
     dry_run: options.DryRun = False,
@@ -51,7 +52,7 @@ def train(
         return
     jobs.run(
         lambda: preparation.prepare_training(jobs.named(model), settings, site.capacity()),
-        jobs.Submission(site=site, name=name, priority=priority, retries=retries),
+        jobs.Submission(site=site, name=name, priority=priority, retries=retries, node_timeout_s=node_timeout),
         dry_run=dry_run,
         view=view,
     )

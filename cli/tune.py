@@ -89,6 +89,7 @@ def tune(
     name: options.Name = None,
     priority: options.Priority = Request.priority,
     retries: options.Retries = Request.retries,
+    node_timeout: options.NodeTimeout = Request.node_timeout_s,
     detach: options.Detach = False,
     resume: options.Resume = None,
     extend: Extend = None,
@@ -112,7 +113,7 @@ def tune(
         return
     jobs.run(
         lambda: preparation.prepare_search(jobs.named(model), settings, site.capacity(), space=space),
-        jobs.Submission(site=site, name=name, priority=priority, retries=retries),
+        jobs.Submission(site=site, name=name, priority=priority, retries=retries, node_timeout_s=node_timeout),
         dry_run=dry_run,
         view=view,
     )

@@ -196,13 +196,17 @@ class Store:
         """Why each of these jobs waits, by id; active ones have a reason where nobody looks after them."""
         names = {job.cluster for job in asked if job.state not in ENDED}
         found: dict[int, str] = {}
+        deep = False
         with self._read() as connection:
             now = _now(connection)
             for name in names:
-                claims = _active_claims(connection, name) + _waiting_claims(connection, name)
+                waiting = _waiting_claims(connection, name)
+                deep = deep or len(waiting) == policy.DEPTH
+                claims = _active_claims(connection, name) + waiting
                 found |= policy.reasons(claims, _cluster(connection, name, now), now=now)
-        deep = f"behind more than {policy.DEPTH} jobs"
-        return {job.id: found.get(job.id, deep) for job in asked if job.id in found or job.state in WAITING}
+        # One that is not found although few wait was started meanwhile.
+        far_behind = {job.id: f"behind more than {policy.DEPTH} jobs" for job in asked if job.state in WAITING and deep}
+        return {job.id: reason for job in asked if (reason := (far_behind | found).get(job.id)) is not None}
 
     def cancel(self, job: Job) -> Job:
         """End a waiting job, or have the dispatcher end an active one; raises JobError where it has ended."""
