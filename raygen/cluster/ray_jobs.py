@@ -49,6 +49,13 @@ class RayJobs:
             where=f"the cluster at {self.address}" if self._remote else "this machine",
         )
 
+    def node_ids(self) -> set[str]:
+        """The nodes that are alive."""
+        with self._explained():
+            # Ray's own filter by state fails for ever once a node has died.
+            nodes = list_nodes(address=self.address, limit=NODES, timeout=TIMEOUT_S, raise_on_missing_output=False)
+        return {node.node_id for node in nodes if node.state == "ALIVE"}
+
     def submit(self, submission_id: str, folder: Path, attempt: int) -> None:
         """Start the driver of a run's attempt, once however often this is called."""
         arguments = ["-u", "-m", "raygen.cluster.driver", str(folder), str(attempt)]
