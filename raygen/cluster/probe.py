@@ -80,12 +80,14 @@ def ask_all(path: str, lock: str | None, requirements: list[str]) -> dict[str, A
 def answer_of(task: Any) -> dict[str, Any]:
     """What a task has found, or why it has not; does not wait for it."""
     import ray
-    from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+    from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, RayTaskError, TaskUnschedulableError
 
     try:
         answer: dict[str, Any] = ray.get(task, timeout=0)
     except GetTimeoutError:
         return {"no_answer": f"it was silent for {ANSWER_TIMEOUT_S:.0f} s"}
+    except (NodeDiedError, TaskUnschedulableError):
+        return {"no_answer": "it died meanwhile"}
     except RayTaskError as error:
         return {"no_answer": first_line(error.cause)}
     except RayError as error:
