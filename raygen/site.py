@@ -126,8 +126,8 @@ class Site:
     ) -> Job:
         """Make the run folder, queue the job, and see to it that a dispatcher will start it.
 
-        Raises RunError where the folder cannot be made, JobError where the name is taken, ResourceError where the
-        cluster's nodes lack the storage, and ServiceError where no dispatcher starts (the job is queued then).
+        Raises RunError where the folder cannot be made, JobError where the name is taken, ResourceError where a
+        node of the cluster cannot run jobs, and ServiceError where no dispatcher starts (the job is queued then).
         """
         from raygen.queue.store import Store
 

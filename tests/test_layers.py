@@ -51,6 +51,8 @@ LIGHT = [
     "raygen/queue/store.py",
     "raygen/cluster/head.py",
     "raygen/cluster/local.py",
+    "raygen/cluster/node_check.py",
+    "raygen/cluster/probe.py",
     "raygen/cluster/service.py",
     "raygen/runs.py",
     "raygen/site.py",

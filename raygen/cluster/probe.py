@@ -1,6 +1,7 @@
-"""Looks, from every node of a cluster, for a file in the storage and for what Raygen needs.
+"""Looks around on every node of a cluster: what is installed there, and what it sees of the storage.
 
-`python -m raygen.cluster.probe FILE` runs as a Ray job, and prints one line of JSON: what is wrong, by node.
+`python -m raygen.cluster.probe FILE REQUIREMENTS` runs as a Ray job, and prints one line of JSON after `ANSWER`: what
+each node has. `raygen.cluster.node_check` submits it, and judges.
 """
 
 from __future__ import annotations
@@ -9,35 +10,109 @@ import json
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+ANSWER = "raygen found: "
+"""How the line of the answer begins: Ray may print others, before and after."""
+
+ANSWER_TIMEOUT_S = 90.0
+"""Seconds that nodes have to answer; one that never ran a job fetches Raygen and imports torch first."""
 
 
-def problem(path: str) -> str | None:
-    """What keeps a job from running on this node, or None."""
+def look_around(path: str, lock: str | None, requirements: list[str]) -> dict[str, Any]:
+    """What this node has and sees; `lock` is a file that another process holds locked, or None to leave that out.
+
+    It travels to nodes as code, not by name: there, Raygen may be impossible to import. So what it needs is imported
+    in it, and comes with Ray.
+    """
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from filelock import FileLock, Timeout
+    from packaging.requirements import Requirement
+
+    found: dict[str, Any] = {"python": platform.python_version(), "versions": {}}
+    for requirement in map(Requirement, requirements):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            try:
+                found["versions"][requirement.name] = version(requirement.name)
+            except PackageNotFoundError:
+                found["versions"][requirement.name] = None
     try:
         import raygen.cluster.driver  # noqa: F401
-    except ImportError as error:
-        return f"Raygen cannot run there: {error}"
-    return None if Path(path).exists() else f"it does not see {Path(path).parent.parent}"
+    except (ImportError, OSError, RuntimeError) as error:  # torch without its libraries raises the latter two
+        found["import_problem"] = first_line(error)
+    found["sees_storage"] = Path(path).exists()
+    # To take the lock makes its folder, which must not happen on a node that does not see the storage.
+    if lock is not None and found["sees_storage"]:
+        try:
+            with FileLock(lock, timeout=0):
+                found["lock_problem"] = "is not seen as taken there"
+        except Timeout:
+            pass
+        except (OSError, NotImplementedError) as error:
+            found["lock_problem"] = f"cannot be tried there ({first_line(error)})"
+    return found
 
 
-def main(path: str) -> None:
-    """Ask every node that is alive."""
-    ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR)
-    task = ray.remote(num_cpus=0)(problem)
-    asked = {
-        node["NodeManagerAddress"]: task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(path)
-        for node in ray.nodes()
-        if node["Alive"]
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def ask_all(path: str, lock: str | None, requirements: list[str]) -> dict[str, Any]:
+    """What each node that is alive has, by its id; of one that does not answer, why, as `no_answer`."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(look_around)
+    alive = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    asked = {}
+    for node_id in alive:
+        there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        asked[node_id] = task.options(scheduling_strategy=there).remote(path, lock, requirements)
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_TIMEOUT_S)
+    # One that died meanwhile is no node of the cluster any more.
+    still_alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return {
+        node_id: {"address": alive[node_id], **answer_of(task)}
+        for node_id, task in asked.items()
+        if node_id in still_alive
     }
-    answers = {address: ray.get(answer) for address, answer in asked.items()}
-    print(json.dumps({address: answer for address, answer in answers.items() if answer is not None}))
+
+
+def answer_of(task: Any) -> dict[str, Any]:
+    """What a task has found, or why it has not; does not wait for it."""
+    import ray
+    from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, RayTaskError, TaskUnschedulableError
+
+    try:
+        answer: dict[str, Any] = ray.get(task, timeout=0)
+    except GetTimeoutError:
+        return {"no_answer": f"it was silent for {ANSWER_TIMEOUT_S:.0f} s"}
+    except (NodeDiedError, TaskUnschedulableError):
+        return {"no_answer": "it died meanwhile"}
+    except RayTaskError as error:
+        return {"no_answer": first_line(error.cause)}
+    except RayError as error:
+        return {"no_answer": first_line(error)}
+    return answer
+
+
+def main(path: str, requirements: str) -> None:
+    """Ask every node while this process holds a lock beside the file, and print what they have."""
+    import ray
+    from filelock import FileLock
+
+    # The output of tasks would come between the job's own lines.
+    ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR, log_to_driver=False)
+    lock = f"{path}.lock" if Path(path).exists() else None
+    with FileLock(lock) if lock else nullcontext():
+        nodes = ask_all(path, lock, json.loads(requirements))
+    print(ANSWER + json.dumps({"head": ray.get_runtime_context().get_node_id(), "nodes": nodes}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -75,6 +75,10 @@ class RayJobs:
             bundles.setdefault(group.creator_job_id, []).extend(_nodes_of_processes(group.bundles or []))
         return {submission: _placement(bundles.get(job, [])) for submission, job in self._ray_jobs.items()}
 
+    def node_ids(self) -> set[str]:
+        """The nodes that are alive."""
+        return {node.id for node in self.capacity().nodes}
+
     def submit(self, submission_id: str, folder: Path, attempt: int) -> None:
         """Start the driver of a run's attempt, once however often this is called."""
         arguments = ["-u", "-m", "raygen.cluster.driver", str(folder), str(attempt)]

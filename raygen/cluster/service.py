@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-import secrets
 import signal
 import socket
 import sys
@@ -26,10 +24,10 @@ import psutil
 from filelock import FileLock, Timeout
 
 from raygen.capacity import Capacity
-from raygen.cluster import background, session
+from raygen.cluster import background, node_check, session
 from raygen.cluster.head import Head
 from raygen.cluster.local import LocalCluster
-from raygen.errors import JobError, QueueError, ResourceError, RunError, ServiceError
+from raygen.errors import JobError, QueueError, RunError, ServiceError
 from raygen.queue.client import JobsClient
 from raygen.queue.dispatcher import Dispatcher
 from raygen.queue.job import ACTIVE, Job
@@ -45,8 +43,6 @@ logger = logging.getLogger("raygen.service")
 POLL_EVERY_S = 0.5
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
-PROBE_TIMEOUT_S = 120.0
-PROBE_EVERY_S = 86_400.0
 CHECKPOINT_TIMEOUT_S = 10.0
 """Seconds that running jobs get to write checkpoints before their cluster is ended."""
 
@@ -77,44 +73,12 @@ class Service:
         return replace(self._client().capacity(), on_demand=known.on_demand)
 
     def check_nodes(self) -> None:
-        """Raise ResourceError where nodes of another cluster lack the storage or what Raygen needs; asked once a day.
+        """Raise ResourceError where a node of another cluster cannot run jobs, as far as that is not known already.
 
         Raises ClusterUnreachableError where the cluster is silent.
         """
-        if self.address is None:
-            return
-        seen = self.folder / f"seen-by-{re.sub('[^A-Za-z0-9.-]+', '-', self.address)}"
-        if seen.exists() and time.time() - seen.stat().st_mtime < PROBE_EVERY_S:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        seen.touch()
-        problems = self._probe(seen)
-        if problems:
-            seen.unlink()
-            node, problem = next(iter(problems.items()))
-            more = f" (and {len(problems) - 1} more nodes)" if len(problems) > 1 else ""
-            raise ResourceError(
-                f"node {node} of {self.address}{more} cannot run jobs: {problem}; name with --storage a folder that "
-                "all nodes see at the same path, and install Raygen's dependencies on them"
-            )
-
-    def _probe(self, seen: Path) -> dict[str, str]:
-        """What is wrong, by node."""
-        jobs = self._remote_jobs()
-        submission_id = f"raygen-probe-{secrets.token_hex(6)}"
-        jobs.submit_python(submission_id, ["-m", "raygen.cluster.probe", str(seen)])
-        deadline = time.monotonic() + PROBE_TIMEOUT_S
-        while (found := jobs.find(submission_id)) is not None and found.state != "ended":
-            if time.monotonic() > deadline:
-                jobs.stop(submission_id)
-                return {"the head": f"a job that only looks around did not end within {PROBE_TIMEOUT_S:.0f} s"}
-            time.sleep(0.2)
-        last = (jobs.output(submission_id).strip().splitlines() or ["it printed nothing"])[-1]
-        try:
-            problems: dict[str, str] = json.loads(last)
-        except ValueError:
-            return {"the head": last}
-        return problems
+        if self.address is not None:
+            node_check.check(self._remote_jobs(), self.folder)
 
     def up(self, store: Store, capacity: Capacity) -> None:
         """Start head and dispatcher to stay; raises ServiceError where they do not start, or run otherwise."""

@@ -205,8 +205,9 @@ class Store:
                 claims = _active_claims(connection, name) + waiting
                 found |= policy.reasons(claims, _cluster(connection, name, now), now=now)
         # One that is not found although few wait was started meanwhile.
-        far_behind = {job.id: f"behind more than {policy.DEPTH} jobs" for job in asked if job.state in WAITING and deep}
-        return {job.id: reason for job in asked if (reason := (far_behind | found).get(job.id)) is not None}
+        waiting_deep = [job.id for job in asked if job.state in WAITING and deep]
+        reasons = dict.fromkeys(waiting_deep, f"behind more than {policy.DEPTH} jobs") | found
+        return {job.id: reasons[job.id] for job in asked if job.id in reasons}
 
     def cancel(self, job: Job) -> Job:
         """End a waiting job, or have the dispatcher end an active one; raises JobError where it has ended."""
