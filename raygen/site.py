@@ -9,18 +9,28 @@ import getpass
 import re
 import shutil
 import time
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raygen.capacity import LOST_FOR_S, Capacity, OnDemand
-from raygen.errors import JobError, JobFailedError, RaygenError, ResourceError, RunError, RunInterruptedError
+from raygen.errors import (
+    ClusterUnreachableError,
+    JobError,
+    JobFailedError,
+    RaygenError,
+    ResourceError,
+    RunError,
+    RunInterruptedError,
+)
 from raygen.preparation import Prepared, extended
 from raygen.queue.job import ACTIVE, ENDED, RETRIED, Job, Request, State
 from raygen.runs import Run, default_storage
 
 if TYPE_CHECKING:
     from raygen.cluster.service import Service
+    from raygen.queue.policy import Cluster
     from raygen.queue.store import Store
 
 POLL_EVERY_S = 0.25
@@ -75,7 +85,7 @@ class Site:
 
     def status(self) -> dict[str, Any]:
         """What runs for the queue, and how many jobs are in which state, as plain JSON."""
-        cluster = self.store.cluster(self.service.cluster)
+        cluster = self._seen_cluster()
         active = [job for job in self.store.list(states=ACTIVE) if job.cluster == cluster.name]
         nodes, lost = (cluster.capacity.nodes, cluster.capacity.lost) if cluster.capacity else ((), ())
         return {
@@ -89,8 +99,8 @@ class Site:
             "on_demand": cluster.on_demand and vars(cluster.on_demand),
             "gpus": sum(node.gpus for node in nodes) if cluster.capacity else None,
             "cpus": sum(node.cpus for node in nodes) if cluster.capacity else None,
-            "gpus_in_use": sum(job.gpus for job in active),
-            "cpus_in_use": sum(job.cpus for job in active),
+            "gpus_in_use": sum(sum(job.places.values()) * job.gpus_each for job in active),
+            "cpus_in_use": sum(sum(job.places.values()) * job.cpus_each for job in active),
             "unreachable_since": cluster.unreachable_since,
             "problem": cluster.problem,
             "dispatchers": [
@@ -103,6 +113,16 @@ class Site:
             "storage": str(self.storage),
             "jobs": {str(state): number for state, number in self.store.count().items()},
         }
+
+    def _seen_cluster(self) -> Cluster:
+        """The cluster as its dispatcher last saw it; another machine's that has no dispatcher is looked at now."""
+        cluster = self.store.cluster(self.service.cluster)
+        if cluster.has_dispatcher or self.service.address is None:
+            return cluster
+        try:
+            return replace(cluster, capacity=self.capacity(), unreachable_since=None, problem="")
+        except ClusterUnreachableError as error:
+            return replace(cluster, unreachable_since=cluster.unreachable_since or time.time(), problem=str(error))
 
     def declare_on_demand(self, on_demand: OnDemand | None) -> None:
         """Have jobs planned for nodes that the cluster's autoscaler can add; None: for none such.

@@ -48,7 +48,9 @@ class RayJobs:
         """The nodes that are alive, and those that were lost in the last hour."""
         with self._explained():
             # Unfiltered: filtered by Ray, the answer is taken for cut short as soon as one node has died.
-            nodes = list_nodes(address=self.address, limit=NODES, timeout=TIMEOUT_S, raise_on_missing_output=False)
+            nodes = list_nodes(
+                address=self.address, detail=True, limit=NODES, timeout=TIMEOUT_S, raise_on_missing_output=False
+            )
         alive = tuple(_node(node) for node in nodes if node.state == "ALIVE")
         if not alive:
             raise ClusterUnreachableError(f"no node of the cluster at {self.address} is alive")

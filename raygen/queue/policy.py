@@ -232,5 +232,7 @@ def _lacking(claim: Claim, capacity: Capacity) -> str:
         nodes = min(ceil(claim.pending / on_one), len(capacity.to_come))
         what = count(coming.gpus, "GPU") if claim.each.gpus else count(coming.cpus, "CPU core")
         return f"waiting for {nodes} more node{'s' if nodes > 1 else ''} with {what}"
-    some = f"{claim.pending} of its {claim.processes} processes" if claim.processes > 1 else "its process"
-    return f"waiting for a node that has room for {some}, with {claim.each} each"
+    if claim.processes == 1:
+        return f"waiting for a node with room for {claim.each}"
+    some = f"{claim.pending} of" if claim.pending < claim.processes else "all of"
+    return f"waiting for nodes with room for {some} its {claim.processes} processes, {claim.each} each"
