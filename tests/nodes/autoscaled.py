@@ -52,10 +52,6 @@ class Observed:
         """The largest number of nodes at once."""
         return max(count for _, count in self.nodes_alive)
 
-    def reached_at_s(self, count: int) -> float:
-        """When so many nodes were alive for the last time they became so many."""
-        return [at_s for at_s, alive in self.nodes_alive if alive == count][-1]
-
     def __str__(self) -> str:
         counts = ", ".join(f"{count} from {at_s:.1f} s" for at_s, count in self.nodes_alive)
         return f"nodes alive: {counts}; the command ended after {self.ended_at_s:.1f} s"
@@ -165,11 +161,10 @@ def _nodes() -> list[dict[str, Any]]:
 
 def _wait_for_head() -> None:
     from ray.util.state.exception import RayStateApiException
-    from requests import RequestException
 
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        with contextlib.suppress(RequestException, RayStateApiException, ConnectionError):
+        with contextlib.suppress(RayStateApiException):
             _nodes()
             return
         time.sleep(LOOK_EVERY_S)

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 
 UNSHARE = [
+    # Also ended with the process that has started it, however that ends.
+    *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"),
     *(() if os.getuid() == 0 else ("--map-root-user",)),
     # The first process of a namespace takes over those that lose their parent. A shell waits for them as they end,
@@ -18,7 +20,7 @@ UNSHARE = [
 
 def why_not() -> str | None:
     """Why no command can be run so here, or None where it can."""
-    for program in ("unshare", "mount"):
+    for program in ("setpriv", "unshare", "mount"):
         if shutil.which(program) is None:
             return f"{program} (util-linux) is not installed"
     tried = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
