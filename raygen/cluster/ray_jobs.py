@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from ray.dashboard.modules import dashboard_sdk
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes, list_placement_groups
@@ -41,7 +40,7 @@ class RayJobs:
         self.address = address
         self._remote = remote
         self._client: _Client | None = None
-        logging.getLogger(dashboard_sdk.__name__).setLevel(logging.WARNING)  # it tells what it uploads
+        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells what it uploads
         self._ray_jobs: dict[str, str] = {}  # what Ray calls the running submissions that were looked at
 
     def capacity(self) -> Capacity:
