@@ -1,13 +1,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-cluster lint install clean
 
 demo: install
 	$(BIN)/raygen tune vae
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not cluster"
+
+test-cluster: install
+	$(BIN)/pytest -m cluster
 
 lint: install
 	$(BIN)/ruff check .

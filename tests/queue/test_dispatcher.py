@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from fake_cluster import FakeCluster
 from making import CLUSTER, let_leases_run_out, queue_job
 
-from raygen.capacity import Capacity
+from raygen.capacity import Capacity, OnDemand
 from raygen.errors import Cause
 from raygen.queue import dispatcher as dispatcher_module
 from raygen.queue import job as job_module
@@ -614,6 +614,87 @@ def test_a_cancelled_job_can_be_tried_again(
     cluster.end("job")
     dispatcher.tick()
     assert outcomes(queue, job) == ["cancelled: on request", "succeeded"]
+
+
+# Nodes
+
+
+def test_where_processes_are_is_written_down_and_forgotten_with_the_attempt(
+    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+) -> None:
+    job = start(queue, cluster, dispatcher, queue_job(queue, storage))
+    dispatcher.tick()
+    assert (now(queue, job).places, now(queue, job).pending) == ({"0": 1}, 0)
+    cluster.end("job")
+    dispatcher.tick()
+    assert (now(queue, job).places, now(queue, job).pending) == ({}, 0)
+
+
+def test_a_job_without_a_node_says_what_it_waits_for_and_goes_on_once_it_has_one(
+    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+) -> None:
+    cluster.be_full(True)
+    job = start(queue, cluster, dispatcher, queue_job(queue, storage))
+    dispatcher.tick()
+    waiting = now(queue, job)
+    assert queue.reasons([waiting]) == {job.id: "waiting for a node with room for 1 CPU core"}
+    assert waiting.unplaced_since is not None
+    cluster.be_full(False)
+    dispatcher.tick()
+    placed = now(queue, job)
+    assert (queue.reasons([placed]), placed.unplaced_since) == ({}, None)
+    assert placed.state is State.RUNNING
+
+
+def test_a_job_that_no_node_has_room_for_gives_its_place_back_and_that_is_no_loss(
+    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.be_full(True)
+    job = start(queue, cluster, dispatcher, queue_job(queue, storage, cpus_each=4, node_timeout_s=0, retries=0))
+    dispatcher.tick()
+    other = queue_job(queue, storage, "other", cpus_each=4)
+    dispatcher.tick()
+    assert run_of(job).should_stop(), "it may write its checkpoints first"
+    assert cluster.stops() == []
+    monkeypatch.setattr(dispatcher_module, "STOP_GRACE_S", 0.0)
+    monkeypatch.setattr(job_module, "FIRST_BACKOFF_S", 100.0)
+    dispatcher.tick()
+    assert cluster.stops() == [now(queue, job).submission_id]
+    dispatcher.tick()
+    waiting = now(queue, job)
+    assert (waiting.state, waiting.losses) == (State.RECOVERING, 0)
+    assert outcomes(queue, job) == ["recovering: no node had room for it for 0 s"]
+    assert now(queue, other).state is State.STARTING
+    cluster.be_full(False)
+    cluster.start("other")
+    cluster.end("other")
+    let_backoffs_pass(queue)
+    dispatcher.tick()
+    start(queue, cluster, dispatcher, job)
+    assert not run_of(job).should_stop()
+    cluster.end("job")
+    dispatcher.tick()
+    assert now(queue, job).state is State.SUCCEEDED
+
+
+def test_a_job_waits_longer_for_nodes_that_come_on_demand(
+    queue: Store,
+    storage: Path,
+    cluster: FakeCluster,
+    dispatcher: Dispatcher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "NODE_TIMEOUT_S", 0.0)
+    queue.set_on_demand(CLUSTER, OnDemand(most=2, gpus=0, cpus=8))
+    cluster.be_full(True)
+    job = start(queue, cluster, dispatcher, queue_job(queue, storage, cpus_each=8))
+    for _ in range(3):
+        dispatcher.tick()
+    assert queue.reasons([now(queue, job)]) == {job.id: "waiting for 1 more node with 8 CPU cores"}
+    assert not run_of(job).should_stop()
+    queue.set_on_demand(CLUSTER, None)
+    dispatcher.tick()
+    assert run_of(job).should_stop()
 
 
 # Several dispatchers

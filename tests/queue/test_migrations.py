@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -72,3 +73,23 @@ def test_a_database_of_a_newer_raygen_is_refused_and_left_alone(engine: sa.Engin
     with pytest.raises(QueueError, match=r"made by a newer Raygen .*9999.*; update this one"):
         upgrade(engine)
     assert versions(engine) == ["9999"]
+
+
+def test_jobs_of_the_first_version_keep_their_devices(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        configuration = migrations.configuration()
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, "0001")
+        connection.exec_driver_sql("INSERT INTO clusters (name, gpus, cpus, problem) VALUES ('c', 4, 16, '')")
+        for number, (gpus, cpus) in enumerate([(4, 8), (0.5, 2), (0, 3)], start=1):
+            connection.exec_driver_sql(
+                'INSERT INTO jobs (id, name, token, folder, kind, model, data, "user", cluster, priority, retries, gpus, '
+                "cpus, state, reason, attempt, losses, submitted_at, not_before) VALUES "
+                f"({number}, 'job-{number}', 't', '/runs', 'train', 'ae', 'digits', 'me', 'c', 0, 2, {gpus}, {cpus}, "
+                "'queued', '', 0, 0, 0, 0)"
+            )
+    upgrade(engine)
+    columns = "processes, fewest_processes, gpus_each, cpus_each"
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql(f"SELECT {columns} FROM jobs ORDER BY id").all()
+    assert [tuple(row) for row in found] == [(4, 4, 1, 2), (1, 1, 0.5, 2), (1, 1, 0, 3)]

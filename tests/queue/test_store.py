@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from queue_databases import DATABASES, fresh_database, on_postgres
 
-from raygen.capacity import Capacity
+from raygen.capacity import Capacity, LostNode, Node, OnDemand
 from raygen.errors import JobChangedError, JobError, QueueError
 from raygen.queue import store as store_module
-from raygen.queue.job import ACTIVE, ENDED, TRANSITIONS, WAITING, Job, Request, State
+from raygen.queue.job import ACTIVE, ENDED, TRANSITIONS, WAITING, Job, Placement, Request, State
 from raygen.queue.policy import DEPTH
 from raygen.queue.store import Store, place
 
@@ -605,6 +606,55 @@ def test_a_cluster_is_as_it_was_last_seen(store: Store) -> None:
     store.saw(CLUSTER, MANY)
     seen = store.cluster(CLUSTER)
     assert (seen.unreachable_since, seen.problem, seen.capacity) == (None, "", MANY)
+
+
+def test_what_can_come_to_a_cluster_is_kept_whatever_is_seen_of_it(store: Store) -> None:
+    on_demand = OnDemand(most=2, gpus=8, cpus=64)
+    store.set_on_demand(CLUSTER, on_demand)
+    declared = store.cluster(CLUSTER)
+    assert (declared.on_demand, declared.capacity) == (on_demand, None)
+    dispatcher_of(store)
+    assert store.cluster(CLUSTER).capacity == replace(BOX, on_demand=on_demand)
+    store.set_on_demand(CLUSTER, None)
+    assert store.cluster(CLUSTER).capacity == BOX
+
+
+def test_nodes_are_known_one_by_one_and_the_lost_ones_too(store: Store) -> None:
+    nodes = tuple(Node(id=f"n{number}", name="10.0.0.7", gpus=number, cpus=4) for number in range(3))
+    lost = LostNode(id="n9", name="10.0.0.9", gpus=8, cpus=64, lost_at=1.5, problem="missing heartbeats")
+    seen = Capacity(nodes=nodes, lost=(lost,), where=BOX.where)
+    dispatcher_of(store, seen)
+    assert store.cluster(CLUSTER).capacity == seen
+
+
+def test_a_job_that_fits_no_node_hides_no_other_however_many_they_are(store: Store) -> None:
+    nodes = tuple(Node(id=f"n{number}", name="it", gpus=0, cpus=4) for number in range(4))
+    for number in range(DEPTH + 1):
+        store.submit(request(f"wide-{number}", gpus_each=0, cpus_each=16))
+    store.submit(request("narrow", processes=4, gpus_each=0, cpus_each=4))
+    assert begun(store, dispatcher_of(store, Capacity(nodes=nodes, where="it"))).name == "narrow"
+
+
+def test_since_when_no_process_has_a_node_is_told_until_one_has(store: Store) -> None:
+    running = brought_to(store, dispatcher_of(store), State.RUNNING)
+    store.saw_placed(running, Placement(places={}, pending=1))
+    waiting = store.get(running.id)
+    assert (waiting.pending, waiting.places) == (1, {})
+    assert waiting.unplaced_since is not None
+    # Its processes are given up and asked for again: that is no node yet.
+    store.saw_placed(waiting, Placement(places={}, pending=0))
+    assert store.get(running.id).unplaced_since == waiting.unplaced_since
+    store.saw_placed(store.get(running.id), Placement(places={"n1": 1}, pending=0))
+    assert (store.get(running.id).unplaced_since, store.get(running.id).places) == (None, {"n1": 1})
+
+
+def test_what_was_seen_of_an_earlier_attempt_is_not_written(store: Store) -> None:
+    dispatcher = dispatcher_of(store)
+    running = brought_to(store, dispatcher, State.RUNNING)
+    store.move(running, State.RECOVERING)
+    begun(store, dispatcher)
+    store.saw_placed(running, Placement(places={"n1": 1}, pending=0))
+    assert store.get(running.id).places == {}
 
 
 @pytest.mark.parametrize(("state", "idle"), [(state, state in ENDED) for state in State])

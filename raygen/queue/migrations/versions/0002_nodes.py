@@ -23,6 +23,8 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("unplaced_since", sa.Float()))
     # Which of a job's devices belong together was not written down: of GPUs it was one to a process.
     op.execute("UPDATE jobs SET processes = CAST(gpus AS INTEGER) WHERE gpus > 1")
-    op.execute("UPDATE jobs SET gpus_each = gpus / processes, cpus_each = cpus / processes")
+    op.execute(
+        "UPDATE jobs SET fewest_processes = processes, gpus_each = gpus / processes, cpus_each = cpus / processes"
+    )
     for name in ("gpus", "cpus"):
         op.drop_column("jobs", name)
