@@ -83,8 +83,8 @@ def test_jobs_of_the_first_version_keep_their_devices(engine: sa.Engine) -> None
         connection.exec_driver_sql("INSERT INTO clusters (name, gpus, cpus, problem) VALUES ('c', 4, 16, '')")
         for number, (gpus, cpus) in enumerate([(4, 8), (0.5, 2), (0, 3)], start=1):
             connection.exec_driver_sql(
-                'INSERT INTO jobs (id, name, token, folder, kind, model, data, "user", cluster, priority, retries, gpus, '
-                "cpus, state, reason, attempt, losses, submitted_at, not_before) VALUES "
+                'INSERT INTO jobs (id, name, token, folder, kind, model, data, "user", cluster, priority, retries, '
+                "gpus, cpus, state, reason, attempt, losses, submitted_at, not_before) VALUES "
                 f"({number}, 'job-{number}', 't', '/runs', 'train', 'ae', 'digits', 'me', 'c', 0, 2, {gpus}, {cpus}, "
                 "'queued', '', 0, 0, 0, 0)"
             )
