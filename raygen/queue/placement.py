@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import ceil, inf
 
 from raygen.capacity import ROUNDING, Devices, Node
@@ -35,6 +36,8 @@ class Board:
         for group in groups:
             self._place(group)
         self._fullest = {node: self._left_at_worst(node) for node in self._free}
+        # Hundreds of jobs may ask for the same.
+        self._slots: dict[Devices, int] = {}
         self._certain_slots: dict[Devices, int] = {}
 
     def joined_by(self, *groups: Group) -> Board:
@@ -43,7 +46,9 @@ class Board:
 
     def slots(self, each: Devices) -> int:
         """Processes of this size that would find room if nothing loose came."""
-        return sum(free.holds(each) for free in self._free.values())
+        if each not in self._slots:
+            self._slots[each] = sum(free.holds(each) for free in self._free.values())
+        return self._slots[each]
 
     def certain_slots(self, each: Devices) -> int:
         """Processes of this size that find room wherever the loose ones end up."""
@@ -52,6 +57,7 @@ class Board:
             self._certain_slots[each] = self.slots(each) - harm
         return self._certain_slots[each]
 
+    @cached_property
     def free(self) -> Devices:
         """What is free on all nodes together."""
         gpus, cpus = sum(free.gpus for free in self._free.values()), sum(free.cpus for free in self._free.values())

@@ -175,7 +175,7 @@ class _Queue:
     def _fit_together(self, group: Group, each: Devices, number: int) -> bool:
         """Whether a group and a claim may ever run at the same time, with the loose ones where they harm least."""
         board = Board(self._nodes, [group])
-        free = board.free()
+        free = board.free
         enough_gpus = number * each.gpus <= free.gpus + ROUNDING
         return enough_gpus and number * each.cpus <= free.cpus + ROUNDING and board.slots(each) >= number
 
@@ -195,7 +195,7 @@ def _never(claim: Claim, capacity: Capacity) -> str:
 
 
 def _obstacle(claim: Claim, number: int, board: Board, ahead: int) -> str:
-    free, each = board.free(), claim.each
+    free, each = board.free, claim.each
     behind = f", behind {count(ahead, 'job')}" if ahead else ""
     if number * each.gpus > free.gpus + ROUNDING:
         return f"waiting for {_missing(number * each.gpus, free.gpus, 'GPU')}{behind}"
