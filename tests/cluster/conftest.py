@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typed_commands import CPUS, Queue
 
 from raygen.queue.job import State
+from tests.typed_commands import CPUS, Queue
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import distributed
 from torch.multiprocessing import spawn
-from typed_commands import PATIENCE_S, Queue, wait_until
 
 import raygen as package
 from raygen import data
@@ -20,6 +19,7 @@ from raygen.spec import TrainSpec
 from raygen.training.checkpoint import MODEL, read_weights
 from raygen.training.distributed import CPU, Group
 from raygen.training.loop import fit
+from tests.typed_commands import PATIENCE_S, Queue, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

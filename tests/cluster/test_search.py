@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Queue
 
 from raygen.queue.job import State
+from tests.typed_commands import Queue
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

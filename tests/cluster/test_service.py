@@ -10,9 +10,9 @@ import time
 
 import psutil
 import pytest
-from typed_commands import PATIENCE_S, Queue, ray_processes, wait_until
 
 from raygen.queue.job import State
+from tests.typed_commands import PATIENCE_S, Queue, ray_processes, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
