@@ -33,7 +33,8 @@ class _Group(TyperGroup):
             console.error(str(error))
             sys.exit(error.exit_code)
         except typer.TyperException as error:
-            console.error(f"{error.format_message()} (--help shows what there is)")
+            if message := error.format_message():  # none if help was shown in the place of a missing command
+                console.error(f"{message} (--help shows what there is)")
             sys.exit(InputError.exit_code)
         except typer.Abort:
             sys.exit(RunInterruptedError.exit_code)

@@ -141,7 +141,7 @@ class Capacity:
         return Capacity(nodes=self.nodes + self.lost, where=self.where, on_demand=self.on_demand)
 
     def __str__(self) -> str:
-        total = f"{self.where} has {_in_words(self.possible)}"
+        total = f"{self.where} {'may have' if self.to_come else 'has'} {_in_words(self.possible)}"
         if len(self.possible) < 2 or self.largest is None:
             return total
         return f"{total} on {len(self.possible)} nodes, the largest with {_in_words([self.largest])}"
