@@ -234,9 +234,9 @@ def fit(
 ) -> Generator[Epoch, None, None]:
     """Train as the spec says, going on from the checkpoint at `checkpoint_path`; yields each epoch.
 
-    Rank 0 alone judges the model and writes checkpoints: when one is due, or any rank asks for one at a sync. On a stop
-    (asked for by any rank at a sync), and when the iterator is closed, a checkpoint is left to go on from; where a
-    training is stopped because it has gone wrong, one with its best weights. Raises UnhealthyError then,
+    Rank 0 alone judges the model and writes checkpoints: when one is due, or any rank asks for one at a sync. On a
+    stop (asked for by any rank at a sync), and when the iterator is closed, a checkpoint is left to go on from; where
+    a training is stopped because it has gone wrong, one with its best weights. Raises UnhealthyError then,
     NonFiniteLossError, TrainingError, CheckpointError, and SpecError where spec and data do not fit.
     """
     # Without this, cuDNN may add up in another order each time, and a resumed run would drift from the first.
