@@ -33,7 +33,7 @@ class Room:
     def wait(self, should_stop: Callable[[], bool]) -> int:
         """Wait for room; returns for how many processes there is, left free for them, or 0 if it is to stop."""
         while not should_stop():
-            self.close()
+            self.close()  # what waits for one more process would be given the devices that are left free below
             least = self._ask(self._least)
             while not _is_there(least) and not should_stop():
                 time.sleep(LOOK_EVERY_S)
@@ -42,28 +42,29 @@ class Room:
             deadline = time.monotonic() + PATIENCE_S
             while not all(map(_is_there, more)) and time.monotonic() < deadline and not should_stop():
                 time.sleep(LOOK_EVERY_S)
+            found = [least, *filter(_is_there, more)]
             if _is_there(least) and not should_stop():
-                return self._give_up(found=[group for group in self._asked if _is_there(group)])
+                self.close()
+                return sum(group.bundle_count for group in found)
         return 0
 
-    def has_grown(self) -> bool:
-        """Whether there is room by now for a process that `wait` found none for."""
+    def has_grown(self, processes: int) -> bool:
+        """Whether there is room by now for more than these processes; asks for it from the first call on."""
+        if not self._asked:
+            for _ in range(processes, self._most):
+                self._ask(1)
         return any(map(_is_there, self._asked))
 
     def close(self) -> None:
         """Ask for nothing any more."""
-        self._give_up(found=self._asked)
+        for group in self._asked:
+            remove_placement_group(group)
+        self._asked = []
 
     def _ask(self, processes: int) -> PlacementGroup:
         group = placement_group([self._devices] * processes)
         self._asked.append(group)
         return group
-
-    def _give_up(self, *, found: list[PlacementGroup]) -> int:
-        for group in found:
-            remove_placement_group(group)
-        self._asked = [group for group in self._asked if group not in found]
-        return sum(group.bundle_count for group in found)
 
 
 def _is_there(group: PlacementGroup) -> bool:

@@ -38,8 +38,8 @@ POLL_EVERY_S = 0.2
 LOSSES_IN_A_ROW = 3
 """Times that lost processes of a training are replaced before they leave a new checkpoint; then it is lost."""
 
-RESIZE_EVERY_S = 20.0
-"""Seconds that an elastic training goes on before it starts again for a node that has returned."""
+RESIZE_AFTER_S = 20.0
+"""Seconds that the processes of an elastic training have before they start again for a node that has returned."""
 
 EpochLine = dict[str, Any]
 """An epoch as the run folder has it."""
@@ -153,7 +153,7 @@ def _keep_running(trial: Trial, plan: Plan) -> Generator[None, None, None]:
         while number := room.wait(trial.should_stop):
             before = _written_at(trial.checkpoint)
             with contextlib.closing(_Processes(trial, plan, number)) as processes:
-                resizes = yield from _follow(processes, room)
+                resizes = yield from _follow(processes, room, number)
             yield
             if (failure := trial.failure()) is not None:
                 raise failure
@@ -167,15 +167,13 @@ def _keep_running(trial: Trial, plan: Plan) -> Generator[None, None, None]:
                 ) from processes.error
 
 
-def _follow(processes: _Processes, room: Room) -> Generator[None, None, bool]:
+def _follow(processes: _Processes, room: Room, number: int) -> Generator[None, None, bool]:
     """Wait until the processes have ended, or should because there is room for more: says whether they should."""
-    look_at = time.monotonic() + RESIZE_EVERY_S
+    began_at = time.monotonic()
     while processes.are_running():
         yield
-        if time.monotonic() >= look_at:
-            if room.has_grown():
-                return True
-            look_at = time.monotonic() + RESIZE_EVERY_S
+        if time.monotonic() - began_at > RESIZE_AFTER_S and room.has_grown(number):
+            return True
         time.sleep(POLL_EVERY_S)
     return False
 

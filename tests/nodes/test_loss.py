@@ -22,7 +22,6 @@ from raygen.training.loop import fit
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 WORKER = "RayTrainWorker"
-TRIAL = "TrialActor"
 
 # Few and slow steps, each an epoch, at a rate at which rounding does not grow.
 SETTINGS: dict[str, Any] = {
@@ -64,17 +63,30 @@ def epochs_done(trial: Trial) -> int:
     return len(trial.epochs())
 
 
+def in_state(run: Run, state: str) -> list[Trial]:
+    return [trial for trial in run.trials() if trial.status().state == state]
+
+
 def written_at(trial: Trial) -> int:
     return (trial.folder / "epochs.jsonl").stat().st_mtime_ns
 
 
-def goes_on(nodes: Nodes, trial: Trial, *, processes: int) -> float:
-    """Wait until so many processes have trained another epoch; returns the seconds that it took."""
+def seconds_until_it_goes_on(nodes: Nodes, trial: Trial, *, processes: int, instead_of: set[int]) -> float:
+    """Wait until so many processes have trained an epoch in the place of those with the given ids."""
     began_at = time.monotonic()
-    wait_until(lambda: len(nodes.processes(WORKER)) == processes, f"{processes} processes")
+
+    def are_there() -> bool:
+        found = process_ids(nodes)
+        return len(found) == processes and not found & instead_of
+
+    wait_until(are_there, f"{processes} new processes")
     before = written_at(trial)
     wait_until(lambda: written_at(trial) > before, "another epoch")
     return time.monotonic() - began_at
+
+
+def process_ids(nodes: Nodes) -> set[int]:
+    return {process.pid for process in nodes.processes(WORKER)}
 
 
 def assert_as_undisturbed(trial: Trial, path: Path) -> None:
@@ -100,6 +112,7 @@ def test_a_training_outlives_a_node_that_is_drained_and_one_that_is_killed(
     assert not trial.checkpoint.exists()
 
     drained, *_ = nodes.with_process(WORKER)
+    first = process_ids(nodes)
     noticed_at = time.time()
     nodes.drain(drained, deadline_s=12)
     nodes.add()
@@ -108,12 +121,13 @@ def test_a_training_outlives_a_node_that_is_drained_and_one_that_is_killed(
     assert trial.checkpoint.stat().st_mtime > noticed_at
     time.sleep(max(noticed_at + 12 - time.time(), 0))
     nodes.kill(drained)
-    took_s = goes_on(nodes, trial, processes=2)
+    took_s = seconds_until_it_goes_on(nodes, trial, processes=2, instead_of=first)
     print(f"went on {took_s:.1f} s after the drained node had gone")
 
-    checkpoint = trial.checkpoint.stat().st_mtime_ns
+    checkpoint, second = trial.checkpoint.stat().st_mtime_ns, process_ids(nodes)
     nodes.kill(nodes.with_process(WORKER)[0])
-    print(f"went on {goes_on(nodes, trial, processes=2):.1f} s after a node had been killed")
+    took_s = seconds_until_it_goes_on(nodes, trial, processes=2, instead_of=second)
+    print(f"went on {took_s:.1f} s after a node had been killed")
     assert trial.checkpoint.stat().st_mtime_ns == checkpoint, "one was not due"
     wait_for_end(run)
     assert_as_undisturbed(trial, tmp_path / "undisturbed")
@@ -126,14 +140,17 @@ def test_an_elastic_training_goes_on_with_the_nodes_that_are_left_and_takes_them
     plan = Plan(concurrent=1, workers=3, gpus_per_worker=0, cpus_per_worker=1, elastic_from=1)
     run = submitted(jobs, Run.create(tmp_path, "train", spec, plan, "min", name="elastic"))
     [trial] = run.trials()
-    wait_until(lambda: epochs_done(trial) >= 5, "five epochs")
-    assert len(nodes.processes(WORKER)) == 3
+    wait_until(trial.checkpoint.exists, "a checkpoint")
+    three = process_ids(nodes)
+    assert len(three) == 3
     nodes.kill(nodes.with_process(WORKER)[0])
-    print(f"went on with two {goes_on(nodes, trial, processes=2):.1f} s after a node had been killed")
-    done = epochs_done(trial)
+    took_s = seconds_until_it_goes_on(nodes, trial, processes=2, instead_of=three)
+    print(f"went on with two {took_s:.1f} s after a node had been killed")
+    done, two = epochs_done(trial), process_ids(nodes)
     nodes.add()
-    print(f"went on with three {goes_on(nodes, trial, processes=3):.1f} s after a node had come")
-    assert epochs_done(trial) > done, "a resize begins with a checkpoint"
+    took_s = seconds_until_it_goes_on(nodes, trial, processes=3, instead_of=two)
+    print(f"went on with three {took_s:.1f} s after a node had come")
+    assert epochs_done(trial) > done, "it ends with a checkpoint before it goes on with more"
     wait_for_end(run)
     assert_as_undisturbed(trial, tmp_path / "undisturbed")
 
@@ -149,9 +166,10 @@ def test_a_search_goes_on_when_a_node_is_killed(nodes: Nodes, jobs: RayJobs, tmp
     spec = TuneSpec.search_over(str(space), "ae", {**SETTINGS, **shorter, **settings})
     plan = Plan(concurrent=3, workers=1, gpus_per_worker=0, cpus_per_worker=1)
     run = submitted(jobs, Run.create(tmp_path, "tune", spec, plan, "min", name="search"))
-    wait_until(lambda: any(trial.status().state == "finished" for trial in run.trials()), "a finished trial")
-    finished = {trial.number: written_at(trial) for trial in run.trials() if trial.status().state == "finished"}
-    nodes.kill(nodes.with_process(TRIAL)[0])
+    wait_until(lambda: bool(in_state(run, "finished")), "a finished trial")
+    wait_until(lambda: len(in_state(run, "running")) == 3, "a trial on every node")
+    finished = {trial.number: written_at(trial) for trial in in_state(run, "finished")}
+    nodes.kill(nodes.all[-1])
     wait_for_end(run)
     assert [trial.status().state for trial in run.trials()] == ["finished"] * 6
     assert {number: written_at(run.trial(number)) for number in finished} == finished, "finished, and run again"
