@@ -52,7 +52,7 @@ def _run(run: Run) -> int:
         _join_cluster(run)
         run_trials(run, run.spec())
         results.collect_best(run)
-        _conclude(run)
+        conclude(run)
     except RaygenError as error:
         run.set_status("failed", str(error), exit_code=error.exit_code, cause=error.cause)
     finally:
@@ -70,17 +70,18 @@ def _join_cluster(run: Run) -> None:
     ray.init(address=address, runtime_env=everywhere, logging_level=logging.ERROR)
 
 
-def _conclude(run: Run) -> None:
+def conclude(run: Run) -> None:
+    """Write down what the attempt came to; raises ProcessLostError if lost trials are to go on in another one.
+
+    Raises JobFailedError if there is no result.
+    """
     if run.should_stop() and not run.is_complete():
         run.set_status("interrupted", "stopped on request; what was trained is kept", exit_code=130)
         return
     statuses = [trial.status() for trial in run.trials()]
     if lost := lost_trials(run):
-        raise ProcessLostError(
-            f"{len(lost)} of {len(statuses)} trials lost, the last one because: {lost[-1].status().reason}"
-            if run.kind == "tune"
-            else lost[-1].status().reason
-        )
+        what = f"{len(lost)} of {len(statuses)} trials lost, the last one because: " if run.kind == "tune" else ""
+        raise ProcessLostError(what + lost[-1].status().reason)
     # A search goes on past a trial that was stopped for its health; a training has nothing else to go on with.
     useless = ("failed",) if run.kind == "tune" else ("failed", "stopped")
     if any(status.state not in useless for status in statuses):
