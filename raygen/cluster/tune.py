@@ -19,7 +19,7 @@ from raygen.runs import Run, Trial
 from raygen.spec import TrainSpec, TuneSpec
 
 TRIAL_FAILURES = 2
-"""Times that a trial whose actor was lost goes on from its last checkpoint before it counts as failed."""
+"""Times that a trial whose actor was lost goes on from its last checkpoint in one attempt before it counts as lost."""
 
 
 def run_trials(run: Run, spec: TrainSpec) -> None:

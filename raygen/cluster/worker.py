@@ -168,7 +168,7 @@ def _keep_running(trial: Trial, plan: Plan) -> Generator[None, None, None]:
 
 
 def _follow(processes: _Processes, room: Room, number: int) -> Generator[None, None, bool]:
-    """Wait until the processes have ended, or should because there is room for more: says whether they should."""
+    """Wait until the processes have ended, or there is room for more of them; says whether that is so."""
     began_at = time.monotonic()
     while processes.are_running():
         yield
@@ -239,6 +239,6 @@ def _train_as_one_of_several(config: dict[str, Any]) -> None:
         trial.record_failure(error)
         raise
     except TrainingError as error:
-        # Every rank gets here together, and would only meet the same again.
+        # Every rank gets here together, and would meet the same again.
         if group.rank == 0:
             trial.record_failure(error)

@@ -155,6 +155,19 @@ def test_an_elastic_training_goes_on_with_the_nodes_that_are_left_and_takes_them
     assert_as_undisturbed(trial, tmp_path / "undisturbed")
 
 
+def test_a_training_that_waits_for_nodes_ends_at_once_when_asked_to(
+    nodes: Nodes, jobs: RayJobs, tmp_path: Path
+) -> None:
+    plan = Plan(concurrent=1, workers=4, gpus_per_worker=0, cpus_per_worker=1)
+    run = submitted(jobs, Run.create(tmp_path, "train", TrainSpec.create("ae", SETTINGS), plan, "min", name="patient"))
+    [trial] = run.trials()
+    wait_until(lambda: trial.status().state == "running", "the trial's actor")
+    time.sleep(3)
+    assert not nodes.processes(WORKER)
+    run.ask_to_stop()
+    wait_until(lambda: run.status().state == "interrupted", "the end of the run", patience_s=10)
+
+
 def test_a_search_goes_on_when_a_node_is_killed(nodes: Nodes, jobs: RayJobs, tmp_path: Path) -> None:
     space = tmp_path / "space.toml"
     space.write_text(
@@ -162,17 +175,24 @@ def test_a_search_goes_on_when_a_node_is_killed(nodes: Nodes, jobs: RayJobs, tmp
         '[parameters]\n"optimizer.beta1" = { uniform = [0.5, 0.9] }\n'
     )
     settings = {"search.trials": 6, "search.scheduler": "fifo", "training.checkpoint_every_s": 2}
-    shorter = {"training.epochs": 20, "model.width": 128}
+    shorter = {"training.epochs": 40, "model.width": 128}
     spec = TuneSpec.search_over(str(space), "ae", {**SETTINGS, **shorter, **settings})
     plan = Plan(concurrent=3, workers=1, gpus_per_worker=0, cpus_per_worker=1)
     run = submitted(jobs, Run.create(tmp_path, "tune", spec, plan, "min", name="search"))
     wait_until(lambda: bool(in_state(run, "finished")), "a finished trial")
     wait_until(lambda: len(in_state(run, "running")) == 3, "a trial on every node")
     finished = {trial.number: written_at(trial) for trial in in_state(run, "finished")}
+    others = [(trial, epochs_done(trial)) for trial in in_state(run, "running")]
+    killed_at = time.monotonic()
     nodes.kill(nodes.all[-1])
+    wait_until(
+        lambda: all(epochs_done(trial) > done or trial.status().state == "finished" for trial, done in others),
+        "every trial to go on",
+    )
+    print(f"all trials went on {time.monotonic() - killed_at:.1f} s after a node had been killed")
     wait_for_end(run)
     assert [trial.status().state for trial in run.trials()] == ["finished"] * 6
     assert {number: written_at(run.trial(number)) for number in finished} == finished, "finished, and run again"
     for trial in run.trials():
-        assert [line["epoch"] for line in trial.epochs()] == list(range(1, 21))
+        assert [line["epoch"] for line in trial.epochs()] == list(range(1, 41))
     assert len(run.best_places()) == 3
