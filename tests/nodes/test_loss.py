@@ -182,9 +182,9 @@ def test_a_search_goes_on_when_a_node_is_killed(nodes: Nodes, jobs: RayJobs, tmp
     wait_until(lambda: bool(in_state(run, "finished")), "a finished trial")
     wait_until(lambda: len(in_state(run, "running")) == 3, "a trial on every node")
     finished = {trial.number: written_at(trial) for trial in in_state(run, "finished")}
-    others = [(trial, epochs_done(trial)) for trial in in_state(run, "running")]
     killed_at = time.monotonic()
     nodes.kill(nodes.all[-1])
+    others = [(trial, epochs_done(trial)) for trial in in_state(run, "running")]
     wait_until(
         lambda: all(epochs_done(trial) > done or trial.status().state == "finished" for trial, done in others),
         "every trial to go on",
