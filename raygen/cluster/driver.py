@@ -18,7 +18,7 @@ from filelock import Timeout
 
 from raygen import results
 from raygen.cluster import log
-from raygen.cluster.tune import run_trials
+from raygen.cluster.tune import lost_trials, run_trials
 from raygen.errors import JobFailedError, ProcessLostError, RaygenError
 from raygen.runs import Run
 
@@ -47,13 +47,13 @@ def main(folder: str, attempt: str) -> int:
 def _run(run: Run) -> int:
     run.set_status("running")
     try:
-        _stop_on_signals(run)
         run.reopen(only=ProcessLostError.cause)
-        # Ray Jobs sets it. Left to look for a cluster, Ray may take another one of this machine.
-        ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR)
+        _join_cluster(run)
+        # Only now: Ray has put its own answer to SIGTERM in the place of any other.
+        _stop_on_signals(run)
         run_trials(run, run.spec())
         results.collect_best(run)
-        _conclude(run)
+        conclude(run)
     except RaygenError as error:
         run.set_status("failed", str(error), exit_code=error.exit_code, cause=error.cause)
     finally:
@@ -63,18 +63,33 @@ def _run(run: Run) -> int:
     return run.status().exit_code
 
 
-def _conclude(run: Run) -> None:
+def _join_cluster(run: Run) -> None:
+    # Ray Jobs sets it. Left to look for a cluster, Ray may take another one of this machine; an actor of Ray Train's
+    # does, finds that its controller is not there, and takes the training's devices away.
+    address = os.environ["RAY_ADDRESS"]
+    everywhere = {"env_vars": {"RAY_ADDRESS": address}} if run.plan.workers > 1 else None
+    ray.init(address=address, runtime_env=everywhere, logging_level=logging.ERROR)
+
+
+def conclude(run: Run) -> None:
+    """Write down what the attempt came to; raises ProcessLostError if lost trials are to go on in another one.
+
+    Raises JobFailedError if there is no result.
+    """
     if run.should_stop() and not run.is_complete():
         run.set_status("interrupted", "stopped on request; what was trained is kept", exit_code=130)
         return
     statuses = [trial.status() for trial in run.trials()]
+    if lost := lost_trials(run):
+        what = f"{len(lost)} of {len(statuses)} trials lost, the last one because: " if run.kind == "tune" else ""
+        raise ProcessLostError(what + lost[-1].status().reason)
     # A search goes on past a trial that was stopped for its health; a training has nothing else to go on with.
     useless = ("failed",) if run.kind == "tune" else ("failed", "stopped")
     if any(status.state not in useless for status in statuses):
         run.set_status("finished")
         return
     last = statuses[-1]
-    failure = (ProcessLostError if last.cause == ProcessLostError.cause else JobFailedError)(
+    failure = JobFailedError(
         last.reason if len(statuses) == 1 else f"every trial failed, the last one because: {last.reason}"
     )
     failure.cause = last.cause

@@ -15,22 +15,28 @@ from raygen.cluster.search import ReplicateSearcher, RunSearcher, scheduler
 from raygen.cluster.worker import TrialActor
 from raygen.errors import Cause, OutOfMemoryError, ProcessLostError
 from raygen.plan import Plan
-from raygen.runs import Run
+from raygen.runs import Run, Trial
 from raygen.spec import TrainSpec, TuneSpec
 
 TRIAL_FAILURES = 2
-"""Times that a trial whose actor was lost goes on from its last checkpoint before it counts as failed."""
+"""Times that a trial whose actor was lost goes on from its last checkpoint in one attempt before it counts as lost."""
 
 
 def run_trials(run: Run, spec: TrainSpec) -> None:
     """Run every trial that the run still lacks, as many at once as its plan says; then its best on further seeds."""
     trials = spec.search.trials if isinstance(spec, TuneSpec) else 1
     _run(run, RunSearcher(run, spec), scheduler(spec, direction=run.direction), at_most=trials)
-    if not run.should_stop():
+    if not run.should_stop() and not lost_trials(run):
         replicates = ReplicateSearcher(run)
         if replicates.number_of_trials:
             # None of these is stopped early: a mean over seeds is one over trainings of the same length.
             _run(run, replicates, FIFOScheduler(), at_most=replicates.number_of_trials)
+
+
+def lost_trials(run: Run) -> list[Trial]:
+    """The trials whose processes were lost too often: another attempt goes on with them, from their checkpoints."""
+    statuses = ((trial, trial.status()) for trial in run.trials())
+    return [trial for trial, status in statuses if status.state == "failed" and status.cause == ProcessLostError.cause]
 
 
 def _run(run: Run, searcher: RunSearcher | ReplicateSearcher, scheduler: TrialScheduler, *, at_most: int) -> None:

@@ -19,9 +19,12 @@ import ray.train
 import ray.train.torch
 import torch
 from ray import tune
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from raygen import data
+from raygen.cluster import draining
+from raygen.cluster.room import Room
 from raygen.errors import OutOfMemoryError, ProcessLostError, RaygenError, TrainingError
 from raygen.plan import Plan
 from raygen.runs import Run, Trial
@@ -32,8 +35,11 @@ from raygen.training.loop import Pace, fit
 PACE_EVERY_S = 0.5
 POLL_EVERY_S = 0.2
 
-WORKER_FAILURES = 3
-"""Times that the processes of one training are replaced before it counts as failed."""
+LOSSES_IN_A_ROW = 3
+"""Times that lost processes of a training are replaced before they leave a new checkpoint; then it is lost."""
+
+RESIZE_AFTER_S = 20.0
+"""Seconds that the processes of an elastic training have before they start again for a node that has returned."""
 
 EpochLine = dict[str, Any]
 """An epoch as the run folder has it."""
@@ -111,6 +117,7 @@ def train(trial: Trial, group: Group) -> Generator[EpochLine, None, None]:
         group=group,
         on_pace=write_pace,
         should_stop=trial.should_stop if writes else lambda: False,
+        should_save=draining.notices(),
     )
     try:
         with contextlib.closing(epochs):
@@ -125,59 +132,99 @@ def train(trial: Trial, group: Group) -> Generator[EpochLine, None, None]:
 
 
 def train_on_workers(trial: Trial, plan: Plan) -> Generator[EpochLine, None, None]:
-    """Train in several processes under Ray Train, which replaces lost ones; yields epochs as the folder shows them.
+    """Train in several processes, replacing lost ones; yields epochs as the folder shows them, each once.
 
-    Closing the iterator lets the processes end at their next sync. Raises ProcessLostError where Ray gives up, and
-    what one of the processes wrote down that it could not go on for.
+    Closing the iterator lets the processes end at their next sync. Raises ProcessLostError where they are lost again
+    and again without getting further, and what one of them wrote down that it could not go on for.
     """
-    trainer = ray.train.torch.TorchTrainer(
-        _train_as_one_of_several,
-        train_loop_config={"trial": str(trial.folder), "threads": plan.cpus_per_worker},
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=plan.workers,
-            use_gpu=plan.gpus_per_worker > 0,
-            resources_per_worker={"CPU": plan.cpus_per_worker, "GPU": plan.gpus_per_worker},
-        ),
-        run_config=RunConfig(
-            # Ray Train goes on with an earlier run of the same name; the run folder is what we go on from.
-            name=uuid.uuid4().hex,
-            storage_path=str(trial.ray_files),
-            failure_config=FailureConfig(max_failures=WORKER_FAILURES),
-        ),
-    )
-    errors: list[Exception] = []
-
-    def run_trainer() -> None:
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run_trainer, daemon=True)
     seen = max((line["epoch"] for line in trial.epochs()), default=0)
-    thread.start()
-    try:
-        while True:
-            ended = not thread.is_alive()
+    with contextlib.closing(_keep_running(trial, plan)) as looks:
+        for _ in looks:
             for line in trial.epochs():
                 if line["epoch"] > seen:
                     seen = line["epoch"]
                     yield line
-            if ended:
-                break
-            time.sleep(POLL_EVERY_S)
-    finally:
-        if thread.is_alive():
-            trial.ask_to_stop()
-            thread.join()
-            trial.clear_stop()
-        shutil.rmtree(trial.ray_files, ignore_errors=True)
-    if (failure := trial.failure()) is not None:
-        raise failure
-    if errors:
-        reason = str(errors[0]).strip().rpartition("\n")[2]
-        raise ProcessLostError(f"its processes failed more than {WORKER_FAILURES} times: {reason}") from errors[0]
+
+
+def _keep_running(trial: Trial, plan: Plan) -> Generator[None, None, None]:
+    """Run a training's processes, as many as there is room for, until it has ended; yields whenever to look at it."""
+    losses = 0
+    with contextlib.closing(Room(plan)) as room:
+        while number := room.wait(trial.should_stop):
+            before = _written_at(trial.checkpoint)
+            with contextlib.closing(_Processes(trial, plan, number)) as processes:
+                resizes = yield from _follow(processes, room, number)
+            yield
+            if (failure := trial.failure()) is not None:
+                raise failure
+            if processes.error is None and not resizes:
+                return
+            losses = losses + 1 if processes.error is not None and _written_at(trial.checkpoint) == before else 0
+            if losses > LOSSES_IN_A_ROW:
+                reason = str(processes.error).strip().rpartition("\n")[2]
+                raise ProcessLostError(
+                    f"its processes were lost {losses} times without getting further: {reason}"
+                ) from processes.error
+
+
+def _follow(processes: _Processes, room: Room, number: int) -> Generator[None, None, bool]:
+    """Wait until the processes have ended, or there is room for more of them; says whether that is so."""
+    began_at = time.monotonic()
+    while processes.are_running():
+        yield
+        if time.monotonic() - began_at > RESIZE_AFTER_S and room.has_grown(number):
+            return True
+        time.sleep(POLL_EVERY_S)
+    return False
+
+
+def _written_at(checkpoint: Path) -> int | None:
+    return checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+
+
+class _Processes:
+    """A training's processes under Ray Train; `error` is what they were lost by."""
+
+    def __init__(self, trial: Trial, plan: Plan, number: int) -> None:
+        self.error: Exception | None = None
+        self._trial = trial
+        self._trainer = ray.train.torch.TorchTrainer(
+            _train_as_one_of_several,
+            train_loop_config={"trial": str(trial.folder), "threads": plan.cpus_per_worker},
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=number,
+                use_gpu=plan.gpus_per_worker > 0,
+                resources_per_worker={"CPU": plan.cpus_per_worker, "GPU": plan.gpus_per_worker},
+            ),
+            run_config=RunConfig(
+                # Ray Train goes on with an earlier run of the same name; the run folder is what we go on from.
+                name=uuid.uuid4().hex,
+                storage_path=str(trial.ray_files),
+                # With how many processes a training goes on, and how often, is decided here.
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+            ),
+        )
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._trainer.fit()
+        except (ray.train.TrainingFailedError, RayError) as error:
+            self.error = error
+
+    def are_running(self) -> bool:
+        """Whether some still run, or wait to."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Let those that run end at their next sync, with a checkpoint."""
+        if self._thread.is_alive():
+            self._trial.ask_to_stop()
+            self._thread.join()
+            self._trial.clear_stop()
+        shutil.rmtree(self._trial.ray_files, ignore_errors=True)
 
 
 def _train_as_one_of_several(config: dict[str, Any]) -> None:
@@ -185,14 +232,13 @@ def _train_as_one_of_several(config: dict[str, Any]) -> None:
     trial = Trial(Path(config["trial"]))
     group = Group.joined(ray.train.torch.get_device())
     try:
-        if trial.failure() is None:
-            for _ in train(trial, group):
-                pass
+        for _ in train(trial, group):
+            pass
     except OutOfMemoryError as error:
-        # Others may have memory left and wait for this rank: Ray Train starts all of them again, and they end above.
+        # Others may have memory left and wait for this rank: it has to fail for Ray Train to end them.
         trial.record_failure(error)
         raise
     except TrainingError as error:
-        # Every rank gets here together, and Ray Train would only try the same again.
+        # Every rank gets here together, and would meet the same again.
         if group.rank == 0:
             trial.record_failure(error)

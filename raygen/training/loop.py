@@ -230,13 +230,14 @@ def fit(
     group: Group = ALONE,
     on_pace: Callable[[Pace], None] = lambda pace: None,
     should_stop: Callable[[], bool] = lambda: False,
+    should_save: Callable[[], bool] = lambda: False,
 ) -> Generator[Epoch, None, None]:
     """Train as the spec says, going on from the checkpoint at `checkpoint_path`; yields each epoch.
 
-    Rank 0 alone judges the model and writes checkpoints. On a stop (asked for by any rank at a sync), and when the
-    iterator is closed, a checkpoint is left to go on from; where a training is stopped because it has gone wrong, one
-    with its best weights. Raises UnhealthyError then, NonFiniteLossError, TrainingError, CheckpointError, and
-    SpecError where spec and data do not fit.
+    Rank 0 alone judges the model and writes checkpoints: when one is due, or any rank asks for one at a sync. On a
+    stop (asked for by any rank at a sync), and when the iterator is closed, a checkpoint is left to go on from; where
+    a training is stopped because it has gone wrong, one with its best weights. Raises UnhealthyError then,
+    NonFiniteLossError, TrainingError, CheckpointError, and SpecError where spec and data do not fit.
     """
     # Without this, cuDNN may add up in another order each time, and a resumed run would drift from the first.
     torch.backends.cudnn.deterministic = True
@@ -251,8 +252,10 @@ def fit(
     while progress.step < training.steps:
         stopped = False
         try:
-            for pace, stopped in _synced_steps(training, batches, progress, should_stop):
+            for pace, stopped, wanted in _synced_steps(training, batches, progress, should_stop, should_save):
                 on_pace(pace)
+                if wanted:
+                    saver.save_when_possible()
                 if progress.step % batches.per_epoch == 0:
                     break
                 if stopped:
@@ -278,16 +281,20 @@ def fit(
 
 
 def _synced_steps(
-    training: Training, batches: Batches, progress: Progress, should_stop: Callable[[], bool]
-) -> Iterator[tuple[Pace, bool]]:
-    """Run the rest of the epoch; at each sync add what was measured to `progress`, and say whether to stop."""
+    training: Training,
+    batches: Batches,
+    progress: Progress,
+    should_stop: Callable[[], bool],
+    should_save: Callable[[], bool],
+) -> Iterator[tuple[Pace, bool, bool]]:
+    """Run the rest of the epoch; at each sync add what was measured to `progress`; says whether to stop, and save."""
     pending: list[Step] = []
     first_step, epoch_s, resumed_at = progress.step, 0.0, time.perf_counter()
     for batch in batches.from_step(progress.step):
         pending += training.step(batch, progress.step)
         progress.step += 1
         if progress.step % STEPS_BETWEEN_SYNCS == 0 or progress.step % batches.per_epoch == 0:
-            stop = _sync(pending, progress, training, stop=should_stop())
+            stop, save = _sync(pending, progress, training, asked=[should_stop(), should_save()])
             pending = []
             elapsed_s = time.perf_counter() - resumed_at
             epoch_s += elapsed_s
@@ -299,18 +306,18 @@ def _synced_steps(
                 train_s=round(progress.train_s, 3),
                 images_per_s=(progress.step - first_step) * batches.batch_size / epoch_s,
             )
-            yield pace, stop
+            yield pace, stop, save
             # Time spent by whoever watches, or on a checkpoint, is not training.
             resumed_at = time.perf_counter()
 
 
-def _sync(pending: Sequence[Step], progress: Progress, training: Training, *, stop: bool) -> bool:
-    """Read the steps' global means in one transfer; returns whether any rank asks to stop."""
+def _sync(pending: Sequence[Step], progress: Progress, training: Training, *, asked: Sequence[bool]) -> list[bool]:
+    """Read the steps' global means in one transfer; returns for each thing that may be asked whether any rank does."""
     values = [value for step in pending for value in step.values.values()]
-    flat = torch.stack([*values, torch.tensor(float(stop), device=training.group.device)]) * training.share
+    wishes = torch.tensor(asked, dtype=torch.float32, device=training.group.device)
+    flat = torch.cat([torch.stack(values), wishes]) * training.share
     training.group.sum([flat])
-    *numbers, stops = flat.tolist()
-    read = iter(numbers)
+    read = iter(flat.tolist())
     for step in pending:
         for name in step.values:
             number = next(read)
@@ -318,7 +325,7 @@ def _sync(pending: Sequence[Step], progress: Progress, training: Training, *, st
                 raise NonFiniteLossError(phase=step.phase, step=step.step)
             progress.sums[name] = progress.sums.get(name, 0.0) + number
             progress.counts[name] = progress.counts.get(name, 0) + 1
-    return bool(stops > 0)
+    return [number > 0 for number in read]
 
 
 def _finished_epoch(
@@ -378,8 +385,10 @@ class _Saver:
         self._every_s = every_s
         self._saved_step = progress.step
         self._saved_at = time.monotonic()
+        self._wanted = False
 
     def save(self) -> None:
+        self._wanted = False
         if self._writes and self._progress.step != self._saved_step:
             checkpoint.save(self._path, self._trained, self._progress)
             self._saved_step = self._progress.step
@@ -390,6 +399,10 @@ class _Saver:
         if self._progress.best is not None:
             self.save()
 
+    def save_when_possible(self) -> None:
+        """Take a checkpoint as due; one at the end of an epoch has to wait until the epoch is judged."""
+        self._wanted = True
+
     def save_if_due(self) -> None:
-        if time.monotonic() - self._saved_at >= self._every_s:
+        if self._wanted or time.monotonic() - self._saved_at >= self._every_s:
             self.save()

@@ -156,3 +156,43 @@ def test_all_processes_learn_of_a_loss_that_is_not_finite(world_size: int, folde
 def test_all_processes_end_a_training_that_has_gone_wrong(world_size: int, folders: dict[int, Path]) -> None:
     found = [path.read_text() for path in folders[world_size].glob("ailment-*")]
     assert found == ["posterior collapse"] * world_size
+
+
+def train_until_sync(rank: int, world_size: int, folder: Path) -> None:
+    """One of `world_size` processes that go on with each model up to the next sync, and leave a checkpoint there."""
+    meeting_point = f"file://{folder}/meeting-point-{world_size}"
+    torch.distributed.init_process_group("gloo", meeting_point, rank=rank, world_size=world_size)
+    for model in SPECS:
+        spec, group = longer_spec_of(model), Group.joined(CPU)
+        list(fit(spec, data.load(data.DataOptions()), folder / model, group=group, should_stop=lambda: True))
+        wait_for_all(group)
+    torch.distributed.destroy_process_group()
+
+
+def longer_spec_of(model: str) -> TrainSpec:
+    # A rate at which rounding does not grow with every step.
+    return spec_of(model, **{"training.epochs": 2, "optimizer.lr": 2e-4})
+
+
+@pytest.fixture(scope="module")
+def resized(tmp_path_factory: pytest.TempPathFactory, processes: ForkServerContext) -> Path:
+    """Checkpoints of trainings by two processes for 20 steps and then by three to the end of the epoch."""
+    folder = tmp_path_factory.mktemp("resized")
+    for size in (2, 3):
+        started = [processes.Process(target=train_until_sync, args=(rank, size, folder)) for rank in range(size)]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+        assert [process.exitcode for process in started] == [0] * size
+    return folder
+
+
+@every_model
+def test_a_change_of_size_changes_nothing_but_rounding(model: str, resized: Path, path: Path) -> None:
+    digits, spec = data.load(data.DataOptions()), longer_spec_of(model)
+    [epoch] = fit(spec, digits, resized / model)
+    assert epoch.epoch == 2, "the first epoch is behind the three processes"
+    expected = list(fit(spec, digits, path))[-1]
+    assert 0 < relative_difference(weights(path), weights(resized / model)) <= 1e-5
+    assert epoch.metrics == pytest.approx(expected.metrics, rel=1e-3)

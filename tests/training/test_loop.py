@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,32 @@ def test_a_stop_at_an_epoch_s_last_step_still_reports_the_epoch(digits: Dataset,
     """16 steps make an epoch here, so its end is the first sync."""
     epochs = list(fit(small("ae", training__epochs=3), digits, path, should_stop=lambda: True))
     assert [epoch.epoch for epoch in epochs] == [1]
+
+
+@pytest.mark.parametrize(("sync", "step"), [(2, 40), (3, 53), (5, 80)])
+def test_a_checkpoint_asked_for_is_written_at_that_sync_and_is_one_to_go_on_from(
+    sync: int, step: int, digits: Dataset, path: Path
+) -> None:
+    """53 steps make an epoch, which the third sync ends: its checkpoint must wait until the epoch has been judged."""
+    spec = small("ae", training__epochs=2, training__batch_size=30, training__checkpoint_every_s=3600)
+    syncs = iter(range(1, 100))
+    written: list[int] = []
+    kept = path.with_name("kept")
+
+    def look(pace: Pace) -> None:
+        """What is there at a sync was written at an earlier one."""
+        if path.exists():
+            shutil.copy(path, kept)
+            written.append(checkpoint.restore(kept, started(spec).trained).step)
+
+    epochs = fit(spec, digits, path, on_pace=look, should_save=lambda: next(syncs) == sync)
+    expected = {epoch.epoch: epoch.metrics for epoch in epochs}
+    assert written == [step] * (7 - sync)
+    resumed = {epoch.epoch: epoch.metrics for epoch in fit(spec, digits, kept)}
+    assert 2 in resumed
+    assert resumed.items() <= expected.items()
+    for name, tensor in weights(path).items():
+        assert torch.equal(tensor, weights(kept)[name])
 
 
 # What cannot be trained
