@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from ray._private.node import Node
 from ray.util import placement_group
 from ray_nodes import Nodes
 
@@ -20,8 +22,15 @@ pytestmark = pytest.mark.cluster
 PLACED_WITHIN_S = 20
 
 
-def test_eight_jobs_of_one_gpu_start_at_once_on_a_node_of_eight(nodes: Nodes, tmp_path: Path) -> None:
+@pytest.fixture
+def big(nodes: Nodes) -> Iterator[Node]:
+    """A further node, which says that it has 8 GPUs and 64 CPU cores."""
     big = nodes.add(num_cpus=64, num_gpus=8)
+    yield big
+    nodes.kill(big)
+
+
+def test_eight_jobs_of_one_gpu_start_at_once_on_a_node_of_eight(nodes: Nodes, big: Node, tmp_path: Path) -> None:
     capacity = RayJobs(nodes.address, remote=True).capacity()
     plan = plan_training(Resources(gpus=1), capacity)
     assert (plan.gpus_per_worker, plan.cpus_per_worker) == (1, 8)
