@@ -127,7 +127,7 @@ class _Queue:
 
     def number(self, claim: Claim) -> int:
         """The processes that a claim is for: as many as it asks for, or as the empty cluster holds."""
-        return min(claim.processes, self._empty.slots(claim.each))
+        return min(claim.processes, self._empty.certain_slots(claim.each))
 
     def wait(self, claim: Claim) -> None:
         """Have a claim wait, before all that come behind it."""
@@ -179,9 +179,9 @@ class _Queue:
         enough_gpus = number * each.gpus <= free.gpus + ROUNDING
         return enough_gpus and number * each.cpus <= free.cpus + ROUNDING and board.slots(each) >= number
 
-    @staticmethod
-    def _group(claim: Claim) -> Group:
-        return Group(claim.each, claim.processes, claim.places)
+    def _group(self, claim: Claim) -> Group:
+        """What an active claim takes: an elastic one's processes that no node is there for take nothing."""
+        return Group(claim.each, max(self.number(claim), claim.fewest), claim.places)
 
 
 def _never(claim: Claim, capacity: Capacity) -> str:
