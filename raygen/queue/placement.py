@@ -8,7 +8,7 @@ most, wherever they end up.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, inf
 
 from raygen.capacity import ROUNDING, Devices, Node
@@ -36,6 +36,7 @@ class Board:
             self._place(group)
         self._fullest = {node: self._left_at_worst(node) for node in self._free}
         self._certain_slots: dict[Devices, int] = {}
+        self._without_loose: dict[Devices, Board] = {}
 
     def joined_by(self, *groups: Group) -> Board:
         """The board with further processes."""
@@ -70,6 +71,27 @@ class Board:
             for node, total in self._total.items()
             if total.holds(taker)
         )
+
+    def strands(self, taker: Group) -> bool:
+        """Whether further processes could take room that loose ones of another size have been promised."""
+        for each, number in self._loose.items():
+            if each != taker.each:
+                beside = self._with_places_only(each).joined_by(taker)
+                if beside.certain_slots(each) < number and not beside.takes_nothing_from(taker.each, each):
+                    return True
+        return False
+
+    def _with_places_only(self, each: Devices) -> Board:
+        """The board without loose processes of one size."""
+        if each not in self._without_loose:
+            known = [
+                replace(group, number=sum(group.places.get(node, 0) for node in self._free))
+                if group.each == each
+                else group
+                for group in self._groups
+            ]
+            self._without_loose[each] = Board(self._nodes, known)
+        return self._without_loose[each]
 
     def _place(self, group: Group) -> None:
         places = {node: times for node, times in group.places.items() if node in self._free and times}

@@ -101,7 +101,7 @@ def _scan(claims: Sequence[Claim], capacity: Capacity, *, now: float) -> Iterato
             yield claim, _never(claim, capacity)
         elif claim.not_before > now:
             yield claim, f"is tried again at {clock_time(claim.not_before)}"
-        elif queue.board.certain_slots(claim.each) < number:
+        elif queue.board.certain_slots(claim.each) < number or queue.strands(claim):
             yield claim, _obstacle(claim, number, queue.board, ahead)
             queue.wait(claim)
         elif (first := queue.delayed_by(claim)) is not None:
@@ -123,6 +123,7 @@ class _Queue:
         self._waiting: dict[tuple[Devices, int], list[Claim]] = {}  # alike ones together: they need the same
         self._delaying: dict[tuple[Devices, int], Claim] = {}
         self._beside: dict[tuple[Devices, int], Board] = {}
+        self._stranding: dict[tuple[Devices, int], bool] = {}
         self.board = Board(nodes, [self._group(claim) for claim in active])
 
     def number(self, claim: Claim) -> int:
@@ -138,6 +139,14 @@ class _Queue:
         self._active.append(claim)
         self.board = self.board.joined_by(self._group(claim))
         self._beside.clear()
+        self._stranding.clear()
+
+    def strands(self, claim: Claim) -> bool:
+        """Whether a claim could take the room of what was started before it and has no nodes yet."""
+        alike = (claim.each, self.number(claim))
+        if alike not in self._stranding:
+            self._stranding[alike] = self.board.strands(Group(*alike))
+        return self._stranding[alike]
 
     def delayed_by(self, claim: Claim) -> Claim | None:
         """One that waits before this claim and that it could delay, if there is one."""
