@@ -183,10 +183,7 @@ class _Queue:
 
     def _fit_together(self, group: Group, each: Devices, number: int) -> bool:
         """Whether a group and a claim may ever run at the same time, with the loose ones where they harm least."""
-        board = Board(self._nodes, [group])
-        free = board.free()
-        enough_gpus = number * each.gpus <= free.gpus + ROUNDING
-        return enough_gpus and number * each.cpus <= free.cpus + ROUNDING and board.slots(each) >= number
+        return self._empty.holds_beside(group, each, number)
 
     def _group(self, claim: Claim) -> Group:
         """What an active claim takes: an elastic one's processes that no node is there for take nothing."""
