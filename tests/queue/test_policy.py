@@ -721,8 +721,9 @@ def test_a_decision_over_a_hundred_nodes_takes_little_time() -> None:
     nodes = cluster(*[BOX] * 100)
     free = Nodes(nodes, random)
     sizes = [Devices(random.choice([0, 0.5, 1, 1, 2, 4]), random.randint(1, 64)) for _ in range(400)]
-    active = [replace(claim(number, active=True), each=random.choice(sizes)) for number in range(150)]
-    waiting = [several(number, random.choice([1, 1, 2, 4, 8, 16, 90]), 1, 1) for number in range(1000, 1500)]
+    active = [claim(number, 5, random.randint(16, 40), active=True) for number in range(100)]
+    active += [claim(number, 0, random.randint(1, 20), active=True) for number in range(100, 150)]
+    waiting = [several(number, random.choice([2, 4, 8, 16, 90]), 1, 1) for number in range(1000, 1500)]
     queue = [free.place(each) for each in active] + [replace(each, each=random.choice(sizes)) for each in waiting]
     start_s = time.perf_counter()
     choose(queue, nodes, now=NOW)
