@@ -213,11 +213,14 @@ def _obstacle(claim: Claim, number: int, board: Board, ahead: int) -> str:
     if number > 1:
         kind, amount = ("GPU", free.gpus) if each.gpus else ("CPU core", free.cpus)
         room = f"room for {slots} of {number} processes with {each} each"
-        return f"{count(amount, kind)} are free, but on nodes with {room}{behind}"
+        return f"{_free(amount, kind)}, but on nodes with {room}{behind}"
     if each.gpus:
-        beside = f"none of them on a node with {count(each.cpus, 'free CPU core')}"
-        return f"{count(free.gpus, 'GPU')} are free, but {beside}{behind}"
-    return f"{count(free.cpus, 'CPU core')} are free, but no node has {each.cpus:g} of them{behind}"
+        return f"{_free(free.gpus, 'GPU')}, but not on a node with {count(each.cpus, 'free CPU core')}{behind}"
+    return f"{_free(free.cpus, 'CPU core')}, but no node has {each.cpus:g} of them{behind}"
+
+
+def _free(amount: float, kind: str) -> str:
+    return f"{count(amount, kind)} {'is' if amount <= 1 else 'are'} free"
 
 
 def _missing(wanted: float, free: float, kind: str) -> str:
