@@ -601,7 +601,10 @@ def test_free_devices_that_lie_apart_are_told_to_do_so() -> None:
     aside = several(1, 1, 0, 60, active=True, places={"id-2": 1})
     busy = several(2, 1, 0, 60, active=True, places={"id-1": 1})
     assert words([aside, busy, claim(3, 1, 8)], cluster(BOX, BOX)) == {
-        3: "16 GPUs are free, but none of them on a node with 8 free CPU cores"
+        3: "16 GPUs are free, but not on a node with 8 free CPU cores"
+    }
+    assert words([replace(aside, places={"id-1": 1}), claim(2, 1, 8)], cluster((1, 64), (0, 8))) == {
+        2: "1 GPU is free, but not on a node with 8 free CPU cores"
     }
     assert words([aside, several(3, 16, 1, 4)], cluster(BOX, BOX)) == {
         3: "16 GPUs are free, but on nodes with room for 9 of 16 processes with 1 GPU and 4 CPU cores each"
@@ -721,14 +724,15 @@ def test_a_decision_over_a_hundred_nodes_takes_little_time() -> None:
     nodes = cluster(*[BOX] * 100)
     free = Nodes(nodes, random)
     sizes = [Devices(random.choice([0, 0.5, 1, 1, 2, 4]), random.randint(1, 64)) for _ in range(400)]
-    active = [claim(number, 5, random.randint(16, 40), active=True) for number in range(100)]
-    active += [claim(number, 0, random.randint(1, 20), active=True) for number in range(100, 150)]
+    active = [claim(number, 5, random.randint(33, 60), active=True) for number in range(100)]
+    active += [claim(number, 0, random.randint(1, 4), active=True) for number in range(100, 150)]
     waiting = [several(number, random.choice([2, 4, 8, 16, 90]), 1, 1) for number in range(1000, 1500)]
     queue = [free.place(each) for each in active] + [replace(each, each=random.choice(sizes)) for each in waiting]
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     choose(queue, nodes, now=NOW)
     words(queue, nodes)
-    assert time.perf_counter() - start_s < 2
+    # A bound against growth with nodes and sizes, far above what it takes.
+    assert time.process_time() - start_s < 2
 
 
 def test_running_jobs_are_what_was_last_seen_where_nobody_looks_after_them() -> None:
