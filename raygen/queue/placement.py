@@ -31,6 +31,7 @@ class Board:
         self._total = {node.id: node.devices for node in nodes}
         self._free = dict(self._total)
         self._loose: dict[Devices, int] = {}
+        self._left: Devices | None = None
         self._forget()
         for group in groups:
             self._place(group)
@@ -56,11 +57,13 @@ class Board:
 
     def free(self) -> Devices:
         """What is free on all nodes together."""
-        gpus, cpus = sum(free.gpus for free in self._free.values()), sum(free.cpus for free in self._free.values())
-        left = Devices(gpus, cpus)
-        for each, number in self._loose.items():
-            left = left.minus(each, number)
-        return left
+        if self._left is None:
+            gpus, cpus = sum(free.gpus for free in self._free.values()), sum(free.cpus for free in self._free.values())
+            left = Devices(gpus, cpus)
+            for each, number in self._loose.items():
+                left = left.minus(each, number)
+            self._left = left
+        return self._left
 
     def holds_beside(self, group: Group, each: Devices, number: int) -> bool:
         """Whether so many processes of size `each` find room beside a group, its loose ones where they harm least."""
@@ -104,9 +107,11 @@ class Board:
         return copied
 
     def _forget(self) -> None:
+        """Have everything that follows from free devices and loose processes found out anew."""
         self._slots: dict[Devices, int] = {}
         self._certain_slots: dict[Devices, int] = {}
         self._used: dict[Devices, Devices] = {}
+        self._left = None
 
     def _places(self, group: Group) -> dict[str, int]:
         """The nodes of a group's processes, as far as they are known; a single node is that of all."""

@@ -3,7 +3,8 @@
 Jobs are ordered by priority, then age. A job starts when all its processes find room, on whichever nodes Ray places
 them. One that must wait keeps its claim: another behind it may start only if that cannot delay it, however long each
 job takes. So it must leave room for those before it beside all that run now and can run beside them, wherever its
-own processes end up; or use nothing that they lack. A job that waits to be tried again keeps no claim meanwhile, nor
+own processes end up; or use nothing that they lack. Nor may a job start that could take the room of one that was
+started and whose processes have no nodes yet. A job that waits to be tried again keeps no claim meanwhile, nor
 does one that asks for more than the cluster has.
 """
 
