@@ -71,7 +71,7 @@ def set_nodes(most: Max, node: NodeDevices, storage: options.Storage = None, add
     numbers = [wanted[kind] // number for kind, number in each.items() if kind in wanted and number]
     if not numbers or min(numbers) < 1:
         raise SpecError(f"--max {most} has no room for a node with {node}; name what all of them have together")
-    site = Site(storage, address, create=True)
+    site = Site(storage, address)
     on_demand = OnDemand(most=min(numbers), gpus=each.get("gpus", 0), cpus=each["cpus"])
     site.declare_on_demand(on_demand)
     console.say(f"{site.place}: {on_demand} may come when jobs wait for them")
@@ -79,7 +79,7 @@ def set_nodes(most: Max, node: NodeDevices, storage: options.Storage = None, add
 
 def unset_nodes(storage: options.Storage = None, address: options.Address = None) -> None:
     """Plan jobs for the nodes alone that the cluster has."""
-    site = Site(storage, address, create=True)
+    site = Site(storage, address)
     site.declare_on_demand(None)
     console.say(f"{site.place}: no nodes come on demand")
 

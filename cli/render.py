@@ -173,7 +173,7 @@ def status_table(status: Mapping[str, Any]) -> Table:
     rows["queue"] = status["queue"]
     rows["storage"] = status["storage"]
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))  # what a cluster says may have brackets in it, and is no markup
     return table
 
 

@@ -201,7 +201,8 @@ def _check_room(each: Devices, workers: int, capacity: Capacity, resources: Reso
     smallest = Devices(each.gpus, 1)
     room = _room(smallest, capacity, resources)
     if room == 0:
-        raise ResourceError(f"a process with {smallest} fits no node: {_limit(resources, capacity)}")
+        instead = "; type --gpus 0" if each.gpus else ""
+        raise ResourceError(f"a process with {smallest} fits no node: {_limit(resources, capacity)}{instead}")
     if room < workers:
         raise ResourceError(
             f"of {workers} processes with {smallest} each, there is room for {room}: {_limit(resources, capacity)}; "

@@ -133,6 +133,9 @@ class Site:
             raise ResourceError(
                 "this machine's own cluster gets no more nodes; name one that has an autoscaler with --address"
             )
+        from raygen.queue.store import Store
+
+        self.store = Store.open(self.storage)
         self.store.set_on_demand(self.service.cluster, on_demand)
 
     def submit(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raygen.capacity import Capacity
+from raygen.capacity import Capacity, Node, OnDemand
 from raygen.errors import ResourceError
 from raygen.plan import Plan, plan_search, plan_training
 from raygen.spec import Resources
@@ -170,7 +170,7 @@ def assert_fits(plan: Plan, capacity: Capacity, wanted: dict[str, Any]) -> None:
 @given(capacity=CAPACITIES, wanted=REQUESTS, trials=st.integers(1, 40))
 def test_a_search_never_takes_more_than_there_is(capacity: Capacity, wanted: dict[str, Any], trials: int) -> None:
     """What it suggests in the place of the impossible leads to a plan, in a few steps at most."""
-    for _ in range(8):
+    for _ in range(9):
         try:
             plan = searched(capacity, trials, **wanted)
         except ResourceError as error:
@@ -188,7 +188,7 @@ def test_a_search_never_takes_more_than_there_is(capacity: Capacity, wanted: dic
 @given(capacity=CAPACITIES, wanted=REQUESTS)
 def test_a_training_never_takes_more_than_there_is(capacity: Capacity, wanted: dict[str, Any]) -> None:
     wanted = {**wanted, "gpus_per_trial": None, "cpus_per_trial": None}
-    for _ in range(8):
+    for _ in range(9):
         try:
             plan = trained(capacity, **wanted)
         except ResourceError as error:
@@ -229,3 +229,148 @@ def test_a_plan_is_plain_json() -> None:
     plan = Plan(4, 1, 0.5, 2)
     assert Plan(**plan.as_json()) == plan
     assert (plan.gpus, plan.cpus) == (2, 8)
+
+
+# Several nodes
+
+
+def cluster(*nodes: tuple[int, int], on_demand: OnDemand | None = None) -> Capacity:
+    alive = [Node(id=f"id-{number}", name=f"n{number}", gpus=g, cpus=c) for number, (g, c) in enumerate(nodes, 1)]
+    return Capacity(nodes=tuple(alive), where="the cluster", on_demand=on_demand)
+
+
+BOX = (8, 64)
+"""GPUs and CPU cores of a node such as people rent."""
+GROWING = cluster((0, 0), on_demand=OnDemand(most=2, gpus=8, cpus=64))
+
+
+@pytest.mark.parametrize(
+    ("capacity", "wanted", "plan"),
+    [
+        (cluster(*[(0, 4)] * 4), {}, Plan(1, 1, 0, 4)),
+        (cluster(*[(0, 4)] * 4), {"workers": 4}, Plan(1, 4, 0, 4)),
+        (cluster(*[(0, 4)] * 4), {"workers": 5}, Plan(1, 5, 0, 2)),
+        (cluster((0, 32), BOX, BOX), {}, Plan(1, 16, 1, 8)),
+        (cluster((0, 32), BOX, BOX), {"gpus": 9}, Plan(1, 9, 1, 8)),
+        (machine(gpus=8, cpus=64), {"gpus": 1}, Plan(1, 1, 1, 8)),
+        (GROWING, {}, Plan(1, 16, 1, 8)),
+        (GROWING, {"gpus": 8}, Plan(1, 8, 1, 8)),
+        # A node with fewer cores to each GPU: as many processes as can be are worth more than cores.
+        (cluster((8, 64), (4, 16)), {}, Plan(1, 12, 1, 4)),
+        (cluster((8, 64), (4, 16)), {"gpus": 8}, Plan(1, 8, 1, 8)),
+        # A GPU without a core beside it is none that a process could use.
+        (cluster((4, 2), (0, 8)), {}, Plan(1, 2, 1, 1)),
+        (cluster((0, 32), BOX), {"workers": "1-4"}, Plan(1, 4, 1, 8, elastic_from=1)),
+        (cluster(*[(0, 4)] * 4), {"workers": "2-4"}, Plan(1, 4, 0, 4, elastic_from=2)),
+    ],
+)
+def test_a_training_on_several_nodes(capacity: Capacity, wanted: dict[str, Any], plan: Plan) -> None:
+    assert trained(capacity, **wanted) == plan
+    assert capacity.holds(plan.each) >= plan.processes
+
+
+def test_eight_trainings_of_a_gpu_fit_a_machine_with_eight() -> None:
+    assert machine(gpus=8, cpus=64).holds(trained(machine(gpus=8, cpus=64), gpus=1).each) == 8
+
+
+@pytest.mark.parametrize(
+    ("capacity", "wanted", "plan"),
+    [
+        (cluster(*[(0, 4)] * 4), {}, Plan(16, 1, 0, 1)),
+        (cluster(*[(0, 4)] * 4), {"cpus_per_trial": 3}, Plan(4, 1, 0, 3)),
+        (cluster((0, 32), BOX, BOX), {}, Plan(16, 1, 1, 8)),
+        (cluster((0, 32), BOX, BOX), {"gpus_per_trial": 0.5}, Plan(32, 1, 0.5, 4)),
+        (cluster((0, 32), BOX, BOX), {"gpus_per_trial": 4}, Plan(4, 4, 1, 8)),
+        (cluster((0, 32), BOX, BOX), {"gpus": 0, "cpus_per_trial": 32}, Plan(5, 1, 0, 32)),
+        (GROWING, {}, Plan(16, 1, 1, 8)),
+        (GROWING, {"workers": "1-2"}, Plan(8, 2, 1, 8, elastic_from=1)),
+    ],
+)
+def test_a_search_on_several_nodes(capacity: Capacity, wanted: dict[str, Any], plan: Plan) -> None:
+    assert searched(capacity, trials=100, **wanted) == plan
+    assert capacity.holds(plan.each) >= plan.processes
+
+
+@pytest.mark.parametrize(
+    ("capacity", "wanted", "said"),
+    [
+        (GROWING, {"gpus": 17}, "type --gpus 16"),
+        (cluster((4, 0), (0, 8)), {"gpus": 1}, "type --gpus 0"),
+        (cluster(*[(0, 4)] * 4), {"cpus": 17}, "type --cpus 16"),
+        (cluster(*[(0, 4)] * 4), {"cpus_per_trial": 8}, "type --cpus-per-trial 4"),
+        (cluster(*[(0, 4)] * 4), {"workers": 17}, "type --workers 16"),
+    ],
+)
+def test_what_no_node_holds_is_refused_with_the_largest_node(
+    capacity: Capacity, wanted: dict[str, Any], said: str
+) -> None:
+    message = refusal(capacity, **wanted)
+    assert message.endswith(said)
+    assert re.search(r" on [0-9]+ nodes, the largest with ", message)
+
+
+def test_one_process_has_no_more_cores_than_the_largest_node() -> None:
+    with pytest.raises(ResourceError, match=r"on 4 nodes, the largest with .* and 4 CPU cores; type --cpus 4$"):
+        trained(cluster(*[(0, 4)] * 4), cpus=5)
+
+
+def test_an_elastic_plan_can_go_on_with_fewer_processes() -> None:
+    plan = trained(cluster(BOX), workers="1-4")
+    assert (plan.elastic_from, plan.workers, plan.fewest_processes, plan.processes) == (1, 4, 1, 4)
+    assert plan.devices_per_trial == "4 GPUs in 1 to 4 processes"
+    assert trained(cluster(BOX), workers=4).fewest_processes == 4
+    assert searched(cluster(BOX), workers=4).fewest_processes == 4, "those of one trial"
+
+
+AMOUNTS = st.lists(st.tuples(st.sampled_from([0, 0, 1, 2, 4, 8]), st.integers(0, 32)), min_size=1, max_size=6)
+ON_DEMAND = st.none() | st.builds(OnDemand, most=st.integers(1, 3), gpus=st.integers(0, 8), cpus=st.integers(1, 32))
+CLUSTERS = st.builds(lambda nodes, on_demand: cluster(*nodes, on_demand=on_demand), AMOUNTS, ON_DEMAND).filter(
+    lambda capacity: capacity.cpus > 0
+)
+WORKERS = maybe | st.tuples(st.integers(1, 3), st.integers(3, 12))
+
+
+def improved_until_planned(plan: Any, wanted: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+    """The plan after doing what up to eight refusals say, and what was wanted then."""
+    for _ in range(9):
+        try:
+            return plan(**wanted), wanted
+        except ResourceError as error:
+            wanted = improved(wanted, str(error))
+    raise AssertionError(f"no plan after eight steps: {wanted}")
+
+
+def assert_fits_nodes(plan: Plan, capacity: Capacity, wanted: dict[str, Any]) -> None:
+    assert min(plan.concurrent, plan.workers, plan.cpus_per_worker) >= 1
+    assert any(node.devices.holds(plan.each) for node in capacity.possible)
+    assert capacity.holds(plan.each) >= plan.processes
+    if wanted["gpus"] is not None:
+        assert plan.gpus <= wanted["gpus"] + 1e-9
+    if wanted["cpus"] is not None:
+        assert plan.cpus <= wanted["cpus"]
+    if isinstance(wanted["workers"], tuple):
+        fewest, most = wanted["workers"]
+        assert (plan.elastic_from or most, plan.workers) == (fewest, most)
+    elif wanted["workers"]:
+        assert plan.workers == wanted["workers"]
+
+
+@given(capacity=CLUSTERS, wanted=REQUESTS, workers=WORKERS, trials=st.integers(1, 40))
+def test_a_search_fits_the_nodes(capacity: Capacity, wanted: dict[str, Any], workers: Any, trials: int) -> None:
+    def plan(**wanted: Any) -> Plan:
+        return searched(capacity, trials, **wanted)
+
+    found, wanted = improved_until_planned(plan, {**wanted, "workers": workers})
+    assert_fits_nodes(found, capacity, wanted)
+    assert found.concurrent <= trials
+
+
+@given(capacity=CLUSTERS, wanted=REQUESTS, workers=WORKERS)
+def test_a_training_fits_the_nodes(capacity: Capacity, wanted: dict[str, Any], workers: Any) -> None:
+    def plan(**wanted: Any) -> Plan:
+        return trained(capacity, **wanted)
+
+    wanted = {**wanted, "gpus_per_trial": None, "cpus_per_trial": None, "workers": workers}
+    found, wanted = improved_until_planned(plan, wanted)
+    assert_fits_nodes(found, capacity, wanted)
+    assert found.concurrent == 1

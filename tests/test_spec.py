@@ -285,6 +285,26 @@ def test_resources_are_known_before_the_rest() -> None:
         resources({"resources.gpsu": 1})
 
 
+@pytest.mark.parametrize(
+    ("written", "fewest", "most"),
+    [(3, None, 3), ("3", None, 3), ("1-4", 1, 4), ([1, 4], 1, 4), ("2-2", None, 2), (None, None, None)],
+)
+def test_workers_are_a_number_or_a_range(written: Any, fewest: int | None, most: int | None) -> None:
+    spec = TrainSpec.create("ae", {"resources.workers": written})
+    assert (spec.resources.elastic_from, spec.resources.most_workers) == (fewest, most)
+    assert_plain_json(spec)
+    assert resources({"resources.workers": written}) == spec.resources
+
+
+@pytest.mark.parametrize("written", ["4-1", "0", "0-2", "a-b", "1-2-3", "1-", "-3", "", "1.5", 0, -1, [1], [4, 1], {}])
+def test_workers_that_are_neither_are_refused_in_one_line(written: Any) -> None:
+    message = refusal("ae", {"resources.workers": written})
+    assert message.startswith("resources.workers")
+    with pytest.raises(SpecError) as caught:
+        resources({"resources.workers": written})
+    assert "\n" not in str(caught.value)
+
+
 # What the command line waits for
 
 

@@ -3,7 +3,8 @@
 Jobs are ordered by priority, then age. A job starts when all its processes find room, on whichever nodes Ray places
 them. One that must wait keeps its claim: another behind it may start only if that cannot delay it, however long each
 job takes. So it must leave room for those before it beside all that run now and can run beside them, wherever its
-own processes end up; or use nothing that they lack. A job that waits to be tried again keeps no claim meanwhile, nor
+own processes end up; or use nothing that they lack. Nor may a job start that could take the room of one that was
+started and whose processes have no nodes yet. A job that waits to be tried again keeps no claim meanwhile, nor
 does one that asks for more than the cluster has.
 """
 
@@ -101,7 +102,7 @@ def _scan(claims: Sequence[Claim], capacity: Capacity, *, now: float) -> Iterato
             yield claim, _never(claim, capacity)
         elif claim.not_before > now:
             yield claim, f"is tried again at {clock_time(claim.not_before)}"
-        elif queue.board.certain_slots(claim.each) < number:
+        elif queue.board.certain_slots(claim.each) < number or queue.strands(claim):
             yield claim, _obstacle(claim, number, queue.board, ahead)
             queue.wait(claim)
         elif (first := queue.delayed_by(claim)) is not None:
@@ -123,11 +124,12 @@ class _Queue:
         self._waiting: dict[tuple[Devices, int], list[Claim]] = {}  # alike ones together: they need the same
         self._delaying: dict[tuple[Devices, int], Claim] = {}
         self._beside: dict[tuple[Devices, int], Board] = {}
+        self._stranding: dict[tuple[Devices, int], bool] = {}
         self.board = Board(nodes, [self._group(claim) for claim in active])
 
     def number(self, claim: Claim) -> int:
         """The processes that a claim is for: as many as it asks for, or as the empty cluster holds."""
-        return min(claim.processes, self._empty.slots(claim.each))
+        return min(claim.processes, self._empty.certain_slots(claim.each))
 
     def wait(self, claim: Claim) -> None:
         """Have a claim wait, before all that come behind it."""
@@ -138,6 +140,14 @@ class _Queue:
         self._active.append(claim)
         self.board = self.board.joined_by(self._group(claim))
         self._beside.clear()
+        self._stranding.clear()
+
+    def strands(self, claim: Claim) -> bool:
+        """Whether a claim could take the room of what was started before it and has no nodes yet."""
+        alike = (claim.each, self.number(claim))
+        if alike not in self._stranding:
+            self._stranding[alike] = self.board.strands(Group(*alike))
+        return self._stranding[alike]
 
     def delayed_by(self, claim: Claim) -> Claim | None:
         """One that waits before this claim and that it could delay, if there is one."""
@@ -174,14 +184,11 @@ class _Queue:
 
     def _fit_together(self, group: Group, each: Devices, number: int) -> bool:
         """Whether a group and a claim may ever run at the same time, with the loose ones where they harm least."""
-        board = Board(self._nodes, [group])
-        free = board.free
-        enough_gpus = number * each.gpus <= free.gpus + ROUNDING
-        return enough_gpus and number * each.cpus <= free.cpus + ROUNDING and board.slots(each) >= number
+        return self._empty.holds_beside(group, each, number)
 
-    @staticmethod
-    def _group(claim: Claim) -> Group:
-        return Group(claim.each, claim.processes, claim.places)
+    def _group(self, claim: Claim) -> Group:
+        """What an active claim takes: an elastic one's processes that no node is there for take nothing."""
+        return Group(claim.each, max(self.number(claim), claim.fewest), claim.places)
 
 
 def _never(claim: Claim, capacity: Capacity) -> str:
@@ -195,7 +202,7 @@ def _never(claim: Claim, capacity: Capacity) -> str:
 
 
 def _obstacle(claim: Claim, number: int, board: Board, ahead: int) -> str:
-    free, each = board.free, claim.each
+    free, each = board.free(), claim.each
     behind = f", behind {count(ahead, 'job')}" if ahead else ""
     if number * each.gpus > free.gpus + ROUNDING:
         return f"waiting for {_missing(number * each.gpus, free.gpus, 'GPU')}{behind}"
@@ -207,11 +214,14 @@ def _obstacle(claim: Claim, number: int, board: Board, ahead: int) -> str:
     if number > 1:
         kind, amount = ("GPU", free.gpus) if each.gpus else ("CPU core", free.cpus)
         room = f"room for {slots} of {number} processes with {each} each"
-        return f"{count(amount, kind)} are free, but on nodes with {room}{behind}"
+        return f"{_free(amount, kind)}, but on nodes with {room}{behind}"
     if each.gpus:
-        beside = f"none of them on a node with {count(each.cpus, 'free CPU core')}"
-        return f"{count(free.gpus, 'GPU')} are free, but {beside}{behind}"
-    return f"{count(free.cpus, 'CPU core')} are free, but no node has {each.cpus:g} of them{behind}"
+        return f"{_free(free.gpus, 'GPU')}, but not on a node with {count(each.cpus, 'free CPU core')}{behind}"
+    return f"{_free(free.cpus, 'CPU core')}, but no node has {each.cpus:g} of them{behind}"
+
+
+def _free(amount: float, kind: str) -> str:
+    return f"{count(amount, kind)} {'is' if amount <= 1 else 'are'} free"
 
 
 def _missing(wanted: float, free: float, kind: str) -> str:

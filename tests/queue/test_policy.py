@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
+from random import Random
 
 import pytest
-from hypothesis import given, settings
+from adversary import Free, placed, room, spots
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from raygen.capacity import Capacity, Devices
+from raygen.capacity import Capacity, Devices, LostNode, Node, OnDemand
 from raygen.queue import policy
 from raygen.queue.policy import DEPTH, Claim, Cluster, choose, reasons
 
@@ -257,6 +260,234 @@ def test_an_endless_stream_of_small_jobs_does_not_keep_a_large_one_waiting() -> 
     assert start_times(works, FOUR)[large.claim.id] == 9
 
 
+# Several nodes
+
+
+def cluster(*nodes: tuple[int, int], on_demand: OnDemand | None = None, lost: tuple[LostNode, ...] = ()) -> Capacity:
+    """Nodes with so many GPUs and CPU cores each."""
+    alive = [Node(id=f"id-{number}", name=f"n{number}", gpus=g, cpus=c) for number, (g, c) in enumerate(nodes, 1)]
+    return Capacity(nodes=tuple(alive), where="the cluster", on_demand=on_demand, lost=lost)
+
+
+def everywhere(capacity: Capacity) -> Free:
+    return tuple(node.devices for node in capacity.possible)
+
+
+def number_of(claim: Claim, capacity: Capacity) -> int:
+    """The processes that a claim gets: as many as it asks for, or as the empty cluster holds."""
+    return min(claim.processes, capacity.holds(claim.each))
+
+
+SIZES = st.builds(Devices, gpus=st.sampled_from([0, 0, 0, 0.5, 1, 1, 2]), cpus=st.sampled_from([1, 1, 2, 3, 4]))
+
+
+@st.composite
+def clusters(draw: st.DrawFn, most: int = 5) -> Capacity:
+    nodes = draw(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6)), min_size=1, max_size=most))
+    room_for_more = most - len(nodes)
+    on_demand = None
+    if room_for_more and draw(st.booleans()):
+        on_demand = OnDemand(most=room_for_more, gpus=draw(st.integers(0, 2)), cpus=draw(st.integers(1, 4)))
+        come = sum((gpus, cpus) == (on_demand.gpus, on_demand.cpus) for gpus, cpus in nodes)
+        on_demand = replace(on_demand, most=room_for_more + come)
+    return cluster(*nodes, on_demand=on_demand)
+
+
+@st.composite
+def claims_of_several(draw: st.DrawFn, number: int, sizes: st.SearchStrategy[Devices] = SIZES) -> Claim:
+    """A claim of up to six processes that waits."""
+    processes = draw(st.integers(1, 6))
+    return Claim(
+        id=number,
+        name=f"job-{number}",
+        priority=draw(st.sampled_from([0, 0, 1])),
+        processes=processes,
+        fewest=draw(st.just(processes) | st.integers(1, processes)),
+        each=draw(sizes),
+        active=False,
+        not_before=draw(st.sampled_from([0.0, 0.0, 0.0, NOW + 1])),
+    )
+
+
+def lists_of_several(first: int, most: int) -> st.SearchStrategy[list[Claim]]:
+    """Lists of such claims, numbered from the first on."""
+    lengths = st.integers(0, most)
+    return lengths.flatmap(lambda length: st.tuples(*map(claims_of_several, range(first, first + length))).map(list))
+
+
+@dataclass
+class Nodes:
+    """Nodes on which somebody places processes one by one, on any that has room."""
+
+    capacity: Capacity
+    random: Random
+
+    def __post_init__(self) -> None:
+        self.free = {node.id: node.devices for node in self.capacity.possible}
+
+    def place(self, claim: Claim) -> Claim:
+        """The claim with one more of its processes placed; it must find room at once."""
+        with_room = [node for node, left in self.free.items() if left.holds(claim.each)]
+        assert with_room, f"no node has room for one more of {claim}: {self.free}"
+        node = self.random.choice(with_room)
+        self.free[node] = self.free[node].minus(claim.each)
+        return replace(claim, places={**claim.places, node: claim.places.get(node, 0) + 1})
+
+    def end(self, claim: Claim) -> None:
+        """Give back what a claim had."""
+        for node, times in claim.places.items():
+            self.free[node] = self.free[node].minus(claim.each, -times)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_every_process_of_what_is_started_finds_room_at_once(data: st.DataObject) -> None:
+    """Whoever places them, in whatever order; some only after others have started."""
+    capacity = data.draw(clusters())
+    random = data.draw(st.randoms(use_true_random=False))
+    nodes = Nodes(capacity, random)
+    queue: list[Claim] = []
+    for turn in range(3):
+        queue = start_all(queue + data.draw(lists_of_several(1 + 10 * turn, most=6)), capacity)
+        to_place = [claim.id for claim in queue if claim.active for _ in range(missing(claim, capacity))]
+        random.shuffle(to_place)
+        if turn < 2:
+            to_place = to_place[: random.randint(0, len(to_place))]
+        by_id = {claim.id: claim for claim in queue}
+        for number in to_place:
+            by_id[number] = nodes.place(by_id[number])
+        for claim in list(by_id.values()):
+            if claim.active and random.random() < 0.3:
+                nodes.end(by_id.pop(claim.id))
+        queue = list(by_id.values())
+        event(f"{min(len(to_place), 4)} placed")
+
+
+def missing(claim: Claim, capacity: Capacity) -> int:
+    """How many processes of an active claim have no node yet."""
+    return number_of(claim, capacity) - sum(claim.places.values())
+
+
+def some_of(random: Random, every: list[Free], most: int) -> list[Free]:
+    return every if len(every) <= most else random.sample(every, most)
+
+
+def any_claim(random: Random, number: int, *, processes: int, cpus: int) -> Claim:
+    """A claim of up to so many processes, with up to so many cores each."""
+    processes = random.randint(1, processes)
+    each = Devices(random.choice([0, 0, 0, 0.5, 1]), random.randint(1, cpus))
+    fewest = random.choice([processes, 1])
+    return replace(claim(number, processes=processes, fewest=fewest), each=each, priority=random.choice([0, 0, 0, 1]))
+
+
+# Chosen evenly: in what Hypothesis prefers, hardly anybody starts while others wait.
+@settings(max_examples=2000)
+@given(st.randoms(use_true_random=True))
+def test_what_starts_delays_nobody_before_it_on_several_nodes(random: Random) -> None:
+    """Nobody before it lacks room because of it, whichever of the others still run, and wherever it ended up."""
+    capacity = cluster(*((random.choice([0, 0, 1, 2]), random.randint(4, 12)) for _ in range(random.randint(1, 3))))
+    nodes = Nodes(capacity, random)
+    queue: list[Claim] = []  # as it knows them
+    really: dict[int, Claim] = {}  # with all their places
+    for number in range(1, 5):
+        wanted = replace(any_claim(random, number, processes=3, cpus=5), active=True)
+        if wanted.fewest <= number_of(wanted, capacity) <= room(nodes.free.values(), wanted.each):
+            begun = [wanted]
+            for _ in range(number_of(wanted, capacity)):
+                begun.append(nodes.place(begun[-1]))
+            queue.append(random.choice([*begun, begun[-1]]))
+            really[number] = begun[-1]
+    queue += [any_claim(random, number, processes=3, cpus=9) for number in (11, 12)]
+    queue += [any_claim(random, number, processes=1, cpus=2) for number in (21, 22, 23)]
+    while (found := choose(queue, capacity, now=NOW)) is not None:
+        before = [claim for claim in queue if is_before(claim, found, capacity)]
+        event(f"{len(before)} wait before it")
+        if before:
+            assert_none_delayed(before, found, list(really.values()), capacity, random)
+        started = replace(found, active=True)
+        queue[queue.index(found)] = started
+        for _ in range(number_of(found, capacity)):
+            started = nodes.place(started)
+        really[found.id] = started
+
+
+def is_before(claim: Claim, other: Claim, capacity: Capacity) -> bool:
+    """Whether a claim waits before another, and could ever run."""
+    waits = not claim.active and claim.not_before <= NOW and claim.order < other.order
+    return waits and number_of(claim, capacity) >= claim.fewest
+
+
+def assert_none_delayed(
+    before: list[Claim], found: Claim, running: list[Claim], capacity: Capacity, random: Random
+) -> None:
+    """Wherever the found one is, whichever of the running ones have not ended, and whoever else has started since."""
+    ids = [node.id for node in capacity.possible]
+    numbers = {claim.id: number_of(claim, capacity) for claim in (found, *before)}
+
+    def with_places(free: Free, claims: Sequence[Claim]) -> Free:
+        for claim in claims:
+            free = placed(free, claim.each, [claim.places.get(node, 0) for node in ids])
+        return free
+
+    def finds_room(claim: Claim, free: Free) -> bool:
+        return room(free, claim.each) >= numbers[claim.id]
+
+    full = with_places(everywhere(capacity), running)
+    ways = some_of(random, list(spots(full, found.each, numbers[found.id])), 8)
+    assert ways, "what starts finds room"
+    for some in range(len(running) + 1):
+        for still_running in combinations(running, some):
+            without = with_places(everywhere(capacity), still_running)
+            for way in ways:
+                beside = placed(without, found.each, way)
+                for first in before:
+                    assert finds_room(first, beside) or not finds_room(first, without), (first, still_running, way)
+                for second in before:
+                    for spot in some_of(random, list(spots(beside, second.each, numbers[second.id])), 3):
+                        left, left_beside = (placed(free, second.each, spot) for free in (without, beside))
+                        for first in before:
+                            if first != second:
+                                assert finds_room(first, left_beside) or not finds_room(first, left), (
+                                    *(first, second, spot, still_running, way),
+                                )
+
+
+def test_what_one_that_waits_could_start_beside_once_another_ends_is_kept() -> None:
+    ten = Capacity.of_machine(gpus=0, cpus=10, where="the box")
+    runs = [running(1, 0, 7), running(2, 0, 1)]
+    # Job 4 could start when job 2 ends; with job 5 beside it, it would have to wait for job 1.
+    assert chosen([*runs, claim(3, 0, 5), claim(4, 0, 3), claim(5, 0, 1)], ten) is None
+
+
+@st.composite
+def alike_streams(draw: st.DrawFn) -> list[Work]:
+    """Jobs like those of `streams`, of one to six processes, all of one size."""
+    together, each = draw(st.booleans()), draw(st.sampled_from([Devices(1, 2), Devices(0, 1), Devices(0.5, 1)]))
+    works, clock = [], 0
+    for number in range(1, draw(st.integers(0, 10)) + 1):
+        clock += 0 if together else draw(st.integers(0, 2))
+        asked = draw(claims_of_several(number, sizes=st.just(each)))
+        asked = replace(asked, priority=asked.priority if together else 0, not_before=0.0)
+        works.append(Work(asked, clock, draw(st.integers(1, 9))))
+    return sorted(works, key=lambda work: work.claim.order)
+
+
+@settings(max_examples=200)
+@given(alike_streams(), clusters(most=4))
+def test_nobody_is_delayed_by_anybody_behind_if_all_processes_are_alike(works: list[Work], capacity: Capacity) -> None:
+    everybody = start_times(works, capacity)
+    for length in range(len(works)):
+        alone = start_times(works[:length], capacity)
+        assert alone == {number: everybody[number] for number in alone}
+
+
+@settings(max_examples=100)
+@given(alike_streams(), clusters(most=4))
+def test_every_job_that_fits_several_nodes_is_started(works: list[Work], capacity: Capacity) -> None:
+    possible = {work.claim.id for work in works if capacity.holds(work.claim.each) >= work.claim.fewest}
+    assert set(start_times(works, capacity)) == possible
+
+
 # Words
 
 
@@ -328,6 +559,142 @@ def test_a_cluster_never_seen_is_starting() -> None:
     assert words([claim(1)], capacity=None) == {1: "the cluster is starting"}
 
 
+# What several nodes start, and say
+
+
+BOX = (8, 64)
+"""GPUs and CPU cores of a node such as people rent."""
+
+
+def several(number: int, processes: int, gpus: float, cpus: int, **fields: object) -> Claim:
+    """A claim of several processes, of which all are needed unless `fewest` says less."""
+    values = {"fewest": processes, "active": False, "priority": 0, **fields}
+    return Claim(id=number, name=f"job-{number}", processes=processes, each=Devices(gpus, cpus), **values)  # type: ignore[arg-type]
+
+
+def test_eight_jobs_of_a_gpu_each_start_at_once_on_one_node_beside_a_head_without() -> None:
+    after = start_all([claim(number, 1, 8) for number in range(1, 10)], cluster((0, 32), BOX))
+    assert [claim.active for claim in after] == [True] * 8 + [False]
+    [told] = words(after, cluster((0, 32), BOX)).values()
+    assert told == "waiting for 1 of 1 GPU"
+
+
+def test_a_process_of_all_cores_starts_on_each_node() -> None:
+    four = cluster(*[(0, 4)] * 4)
+    assert chosen([several(1, 4, 0, 4)], four) == 1
+    assert words([several(1, 5, 0, 4)], four)[1].startswith("asks for 20 CPU cores in 5 processes, more than there is")
+    # 16 cores are there, but not on one node.
+    assert words([claim(1, 0, 16)], four) == {
+        1: "asks for 16 CPU cores, more than there is: the cluster has 0 GPUs and 16 CPU cores on 4 nodes, the "
+        "largest with 0 GPUs and 4 CPU cores"
+    }
+
+
+def test_free_devices_that_lie_apart_are_told_to_do_so() -> None:
+    four = cluster(*[(0, 4)] * 4)
+    runs = several(1, 4, 0, 3, active=True, places={f"id-{number}": 1 for number in range(1, 5)})
+    assert words([runs, claim(2, 0, 4)], four) == {2: "4 CPU cores are free, but no node has 4 of them"}
+    assert words([runs, several(2, 2, 0, 2), claim(3, 0, 4)], four) == {
+        2: "4 CPU cores are free, but on nodes with room for 0 of 2 processes with 2 CPU cores each",
+        3: "4 CPU cores are free, but no node has 4 of them, behind 1 job",
+    }
+    aside = several(1, 1, 0, 60, active=True, places={"id-2": 1})
+    busy = several(2, 1, 0, 60, active=True, places={"id-1": 1})
+    assert words([aside, busy, claim(3, 1, 8)], cluster(BOX, BOX)) == {
+        3: "16 GPUs are free, but not on a node with 8 free CPU cores"
+    }
+    assert words([replace(aside, places={"id-1": 1}), claim(2, 1, 8)], cluster((1, 64), (0, 8))) == {
+        2: "1 GPU is free, but not on a node with 8 free CPU cores"
+    }
+    assert words([aside, several(3, 16, 1, 4)], cluster(BOX, BOX)) == {
+        3: "16 GPUs are free, but on nodes with room for 9 of 16 processes with 1 GPU and 4 CPU cores each"
+    }
+
+
+def test_what_has_no_nodes_yet_is_not_crowded_out() -> None:
+    """Only the node with the GPU holds job 1; a process without GPUs could be placed there too."""
+    nodes = cluster((0, 1), (0, 1), (1, 2))
+    halves, aside = several(1, 2, 0.5, 1, active=True), several(2, 2, 0, 1)
+    assert words([halves, aside], nodes) == {2: "waits until all that was started has its nodes"}
+    assert chosen([replace(halves, places={"id-3": 2}), aside], nodes) == 2
+
+
+def test_a_small_job_passes_one_that_waits_for_a_whole_node_where_it_takes_nothing_from_it() -> None:
+    busy = several(1, 1, 8, 64, active=True, places={"id-1": 1})
+    nodes = cluster(BOX, (0, 32))
+    assert chosen([busy, claim(2, 8, 64), claim(3, 0, 16)], nodes) is None  # it may end up on either node
+    assert chosen([busy, claim(2, 8, 48), claim(3, 0, 16)], nodes) == 3
+
+
+def test_jobs_start_onto_nodes_to_come() -> None:
+    growing = cluster((0, 0), on_demand=OnDemand(most=2, gpus=8, cpus=64))
+    queue = [several(1, 12, 1, 8), several(2, 4, 1, 8), several(3, 1, 1, 8)]
+    after = start_all(queue, growing)
+    assert [claim.active for claim in after] == [True, True, False]
+    assert words(after, growing) == {3: "waiting for 1 of 1 GPU"}
+    assert words([several(1, 17, 1, 8)], growing)[1].startswith("asks for 17 GPUs and 136 CPU cores in 17 processes")
+
+
+@pytest.mark.parametrize(
+    ("active", "told"),
+    [
+        (several(1, 16, 1, 8, active=True, pending=16), "waiting for 2 more nodes with 8 GPUs"),
+        (several(1, 16, 1, 8, active=True, pending=8), "waiting for 1 more node with 8 GPUs"),
+        (several(1, 2, 0, 64, active=True, pending=1), "waiting for 1 more node with 64 CPU cores"),
+    ],
+)
+def test_a_job_that_waits_for_nodes_to_come_says_how_many(active: Claim, told: str) -> None:
+    growing = cluster((0, 0), on_demand=OnDemand(most=2, gpus=8, cpus=64))
+    assert words([active], growing) == {1: told}
+
+
+@pytest.mark.parametrize(
+    ("active", "told"),
+    [
+        (several(1, 1, 1, 8, active=True, pending=1), "waiting for a node with room for 1 GPU and 8 CPU cores"),
+        (
+            several(1, 4, 1, 8, active=True, pending=2, places={"id-1": 2}),
+            "waiting for nodes with room for 2 of its 4 processes, 1 GPU and 8 CPU cores each",
+        ),
+        (
+            several(1, 4, 0, 8, active=True, pending=4),
+            "waiting for nodes with room for all of its 4 processes, 8 CPU cores each",
+        ),
+    ],
+)
+def test_a_job_whose_processes_wait_for_nodes_says_for_what(active: Claim, told: str) -> None:
+    assert words([active], cluster(BOX)) == {1: told}
+
+
+def test_a_job_that_can_go_on_with_fewer_processes_starts_on_a_cluster_that_shrank() -> None:
+    asked = several(1, 16, 1, 8, fewest=4)
+    assert chosen([asked], cluster(BOX)) == 1
+    assert chosen([replace(asked, fewest=9)], cluster(BOX)) is None
+    # The others of its processes have no node to wait for, so they keep none from others.
+    without_nodes = replace(asked, active=True, pending=9, places={"id-1": 7})
+    assert chosen([replace(without_nodes, processes=7, fewest=7), claim(2, 1, 8)], cluster(BOX)) == 2
+    assert chosen([without_nodes, claim(2, 0, 8)], cluster(BOX, (0, 8))) is None  # it may land beside those
+
+
+def test_an_elastic_job_counts_with_what_nodes_hold() -> None:
+    """It asks for six processes and gets four; with it beside, job 3 needs all that jobs 2 and 4 could have."""
+    small = cluster(*[(0, 3)] * 4)
+    elastic = several(1, 6, 0, 2, fewest=1, active=True)
+    other = several(2, 2, 0, 1, active=True, places={"id-1": 1, "id-2": 1})
+    assert chosen([elastic, other, several(3, 4, 0, 1), claim(4, 0, 1)], small) is None
+
+
+def test_a_job_for_which_a_node_was_lost_is_told_which_and_when() -> None:
+    gone = LostNode(id="abcdef123", name="n2", gpus=8, cpus=64, lost_at=NOW, problem="")
+    at = time.strftime("%H:%M:%S", time.localtime(NOW))
+    shrunk = cluster(BOX, lost=(gone,))
+    assert words([several(1, 16, 1, 8)], shrunk) == {
+        1: "asks for 16 GPUs and 128 CPU cores in 16 processes, more than there is: the cluster has 8 GPUs and 64 CPU "
+        f"cores, since n2 (abcdef) was lost at {at}"
+    }
+    assert "was lost" not in words([several(1, 17, 1, 8)], shrunk)[1], "it never could"
+
+
 # Ten thousand
 
 
@@ -350,6 +717,22 @@ def test_a_decision_over_ten_thousand_jobs_takes_little_time() -> None:
     assert policy.choose(claims, FOUR, now=NOW) is None
     # A bound against growth with the queue, far above what it takes, since machines differ.
     assert time.perf_counter() - start_s < 0.5
+
+
+def test_a_decision_over_a_hundred_nodes_takes_little_time() -> None:
+    random = Random(0)
+    nodes = cluster(*[BOX] * 100)
+    free = Nodes(nodes, random)
+    sizes = [Devices(random.choice([0, 0.5, 1, 1, 2, 4]), random.randint(1, 64)) for _ in range(400)]
+    active = [claim(number, 5, random.randint(33, 60), active=True) for number in range(100)]
+    active += [claim(number, 0, random.randint(1, 4), active=True) for number in range(100, 150)]
+    waiting = [several(number, random.choice([2, 4, 8, 16, 90]), 1, 1) for number in range(1000, 1500)]
+    queue = [free.place(each) for each in active] + [replace(each, each=random.choice(sizes)) for each in waiting]
+    start_s = time.process_time()
+    choose(queue, nodes, now=NOW)
+    words(queue, nodes)
+    # A bound against growth with nodes and sizes, far above what it takes.
+    assert time.process_time() - start_s < 2
 
 
 def test_running_jobs_are_what_was_last_seen_where_nobody_looks_after_them() -> None:
