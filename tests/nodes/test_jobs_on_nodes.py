@@ -115,9 +115,10 @@ def test_a_training_that_lost_a_node_says_what_it_waits_for_until_one_comes(node
     kill_one_with_a_process(nodes, queue, "three")
     wait_until(lambda: reason(queue, "three") != "", "a reason")
     assert reason(queue, "three") == "waiting for nodes with room for all of its 3 processes, 1 CPU core each"
+    nodes.wait_for_nodes()
     # What fitted an hour ago is not refused: the node may come back.
     started(queue, "train vae --workers 3 --epochs 1", "again")
-    assert "more than there is" in reason(queue, "again")
+    wait_until(lambda: "more than there is" in reason(queue, "again"), "the queue to see that a node has gone")
     assert "was lost at" in reason(queue, "again")
     nodes.add()
     succeeded(queue, "three")
