@@ -51,8 +51,8 @@ BUSY_TIMEOUT_S = 30.0
 """Seconds to wait for another process that writes to the same SQLite file."""
 
 CLAIMED = (
-    *(jobs.c.id, jobs.c.name, jobs.c.priority, jobs.c.processes, jobs.c.fewest_processes, jobs.c.gpus_each),
-    *(jobs.c.cpus_each, jobs.c.places, jobs.c.pending, jobs.c.not_before),
+    *(jobs.c.id, jobs.c.name, jobs.c.priority, jobs.c.processes, jobs.c.fewest_processes.label("fewest")),
+    *(jobs.c.gpus_each, jobs.c.cpus_each, jobs.c.not_before),
 )
 """What of a job its claim is made of."""
 
@@ -526,24 +526,19 @@ def _waiting_claims(
 
 
 def _claims(connection: Connection, condition: sa.ColumnElement[bool], *, active: bool) -> list[Claim]:
-    query = sa.select(*CLAIMED).where(condition).order_by(jobs.c.priority.desc(), jobs.c.id)
+    # Only what runs has places, and JSON is slow to read.
+    columns = (*CLAIMED, jobs.c.places, jobs.c.pending) if active else CLAIMED
+    query = sa.select(*columns).where(condition).order_by(jobs.c.priority.desc(), jobs.c.id)
     if not active:
         query = query.limit(policy.DEPTH)
-    return [
-        Claim(
-            id=row.id,
-            name=row.name,
-            priority=row.priority,
-            processes=row.processes,
-            fewest=row.fewest_processes,
-            each=Devices(row.gpus_each, row.cpus_each),
-            active=active,
-            places=row.places or {},
-            pending=row.pending,
-            not_before=row.not_before,
-        )
-        for row in connection.execute(query)
-    ]
+    return [_claim(dict(row._mapping), active=active) for row in connection.execute(query)]
+
+
+def _claim(row: dict[str, Any], *, active: bool) -> Claim:
+    each = Devices(row.pop("gpus_each"), row.pop("cpus_each"))
+    if active:
+        row["places"] = row["places"] or {}
+    return Claim(**row, each=each, active=active)
 
 
 def _fits_some_node(capacity: Capacity) -> sa.ColumnElement[bool]:
