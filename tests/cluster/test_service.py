@@ -103,6 +103,7 @@ def test_a_search_goes_on_when_its_head_was_killed(queue: Queue) -> None:
     assert (job.attempt, job.losses) == (2, 0), "a restarted cluster is not held against the job"
 
 
+@pytest.mark.cluster
 def test_ten_kills_of_the_dispatcher_lose_and_double_nothing(queue: Queue) -> None:
     names = [f"short{number}" for number in range(5)]
     for name in names:
@@ -127,6 +128,7 @@ def test_ten_kills_of_the_dispatcher_lose_and_double_nothing(queue: Queue) -> No
         ]
 
 
+@pytest.mark.cluster
 def test_a_minute_without_an_answer_from_ray_changes_nothing(queue: Queue) -> None:
     options = "--epochs 1000 --cpus 1 --name patient --detach"
     assert queue.raygen("train", "ae", *options.split()).returncode == 0
