@@ -22,12 +22,16 @@ class _Watch:
         threading.Thread(target=self._look, daemon=True).start()
 
     def _look(self) -> None:
+        told = False
         while True:
             try:
                 # What Ray Train itself looks at; there is no public way to ask without all processes asking together.
                 self.deadline_ms = ray._private.state.state.get_draining_nodes().get(self._node)
+                told = False
             except (RayError, OSError, RuntimeError) as error:
-                print(f"cannot ask Ray whether this node is being drained: {error}", flush=True)
+                if not told:  # once for each silence, or a long one would fill the log
+                    print(f"cannot ask Ray whether this node is being drained: {error}", flush=True)
+                told = True
             time.sleep(LOOK_EVERY_S)
 
 
