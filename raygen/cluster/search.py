@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
 from raygen.models._base import derived_seed
 from raygen.runs import ENDED, Run, Trial
-from raygen.space import Choice, Distribution, IntUniform, LogUniform, Quantised, Space, Uniform
 from raygen.spec import SearchOptions, TrainSpec, TuneSpec
+from raygen.study import decoded, distributions, encoded, observed
 
 
 class RunSearcher(Searcher):
@@ -35,7 +28,7 @@ class RunSearcher(Searcher):
         self._run = run
         self._spec = spec
         search = spec.search if isinstance(spec, TuneSpec) else None
-        self._distributions = _distributions(search.space) if search else {}
+        self._distributions = distributions(search.space) if search else {}
         earlier = run.configurations()
         self._unfinished = [trial for trial in earlier if trial.status().state not in ENDED]
         self._lacking = (search.trials if search else 1) - len(earlier)
@@ -46,7 +39,7 @@ class RunSearcher(Searcher):
         self._asked: dict[str, tuple[Trial, optuna.Trial]] = {}
         for trial in earlier:
             if trial not in self._unfinished:
-                self._study.add_trial(self._observed(trial))
+                self._study.add_trial(observed(trial.record(run.objective), self._distributions))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next trial to run, as the plain JSON that its actor is given."""
@@ -54,7 +47,7 @@ class RunSearcher(Searcher):
             return str(Searcher.FINISHED)
         if self._unfinished:
             trial = self._unfinished.pop(0)
-            self._study.enqueue_trial(self._encoded(trial.parameters))
+            self._study.enqueue_trial(encoded(trial.parameters, self._distributions))
             asked = self._study.ask(self._distributions)
         elif self._lacking > 0:
             self._lacking -= 1
@@ -85,24 +78,9 @@ class RunSearcher(Searcher):
         """Do nothing: the run folder holds all that a search needs to go on."""
 
     def _new_trial(self, asked: optuna.Trial) -> Trial:
-        parameters = {name: _decoded(value, self._distributions[name]) for name, value in asked.params.items()}
+        parameters = decoded(asked.params, self._distributions)
         spec = self._spec.trial_spec(parameters) if isinstance(self._spec, TuneSpec) else self._spec
         return self._run.new_trial(len(self._run.trials()) + 1, parameters, spec)
-
-    def _observed(self, trial: Trial) -> optuna.trial.FrozenTrial:
-        value = trial.record(self._run.objective).objective
-        return optuna.trial.create_trial(
-            params=self._encoded(trial.parameters),
-            distributions=self._distributions,
-            value=value,
-            state=TrialState.FAIL if value is None else TrialState.COMPLETE,
-        )
-
-    def _encoded(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: json.dumps(value) if isinstance(self._distributions[name], CategoricalDistribution) else value
-            for name, value in parameters.items()
-        }
 
 
 class ReplicateSearcher(Searcher):
@@ -161,27 +139,3 @@ def _sampler(search: SearchOptions | None, *, seed: int) -> optuna.samplers.Base
         return optuna.samplers.RandomSampler(seed=seed)
     # Running trials count as bad ones, so that several at a time do not all try the same place.
     return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-
-
-def _distributions(space: Space) -> dict[str, BaseDistribution]:
-    return {name: _distribution(distribution) for name, distribution in space.parameters.items()}
-
-
-def _distribution(distribution: Distribution) -> BaseDistribution:
-    match distribution:
-        case Uniform():
-            return FloatDistribution(*distribution.bounds)
-        case LogUniform():
-            return FloatDistribution(*distribution.bounds, log=True)
-        case Quantised():
-            return FloatDistribution(*distribution.bounds, step=distribution.step)
-        case IntUniform():
-            low, high = distribution.int
-            return IntDistribution(low, high, log=distribution.log)
-        case Choice():
-            # Optuna's categories are plain scalars; a choice may also be a list, such as layer sizes.
-            return CategoricalDistribution([json.dumps(value) for value in distribution.choice])
-
-
-def _decoded(value: Any, distribution: BaseDistribution) -> Any:
-    return json.loads(value) if isinstance(distribution, CategoricalDistribution) else value
