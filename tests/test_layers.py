@@ -23,6 +23,7 @@ LAYERS = [
     ["evaluation", "queue"],
     ["prior"],
     ["inspection"],
+    ["proposals", "stopping"],
     ["results", "study"],
     ["runs"],
     ["training"],
@@ -131,7 +132,7 @@ def test_ray_is_known_to_one_folder(path: Path) -> None:
     packages = {name.partition(".")[0] for name in all_imports(path)}
     if part(path) != "cluster":
         assert "ray" not in packages
-    if part(path) not in ("cluster", "study"):
+    if part(path) not in ("cluster", "proposals", "study"):
         assert "optuna" not in packages
 
 
