@@ -113,7 +113,8 @@ def test_a_search_ends_well_whatever_its_trials_come_to(scheduler: str, queue: Q
     queue.wait_for(name, State.RUNNING)
     run = queue.run(name)
     wait_until(lambda: bool(run.trials()) and len(run.trials()[0].epochs()) >= 2, "two epochs of the first trial")
-    assert queue.raygen("cancel", name, "--wait").returncode == 0
+    assert queue.raygen("cancel", name).returncode == 0
+    queue.wait_for(name, State.CANCELLED)
     cancelled = run.trials()[0]
     assert cancelled.status().state == "interrupted"
     done_before = len(cancelled.epochs())
