@@ -172,7 +172,8 @@ def _brightest(files: list[Path], enough: int) -> int:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image file; whatever its decoder raises becomes a DataError that names the file."""
     try:
-        with Image.open(path) as image:
+        # Not by its name: Pillow maps such files, which mixes up the rows of an uncompressed TIFF that is turned.
+        with path.open("rb") as file, Image.open(file) as image:
             yield image
     except DataError:
         raise
@@ -207,8 +208,8 @@ def _in_8_bits(image: Image.Image, path: Path) -> Image.Image:
     Raises DataError for other pixels, and for a transparent value that Pillow does not find among its pixels.
     """
     raw_mode, has_16_bits = _raw_mode(image), image.format in ("PNG", "PPM")
-    image.load()  # turns a TIFF
-    upright = ImageOps.exif_transpose(image)
+    image.load()  # Pillow turns a TIFF by itself
+    upright = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
     transparent = upright.info.get("transparency")
     if upright.mode == "F":
         return _from_floats(np.asarray(upright), path)

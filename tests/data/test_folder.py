@@ -171,6 +171,30 @@ def test_photographs_are_turned_upright(tmp_path: Path, suffix: str, image_size:
     assert rows[:, 0].max() < 15
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_grey_tiffs_are_turned_in_all_ways(tmp_path: Path, orientation: int, kind: type) -> None:
+    upright = np.arange(8 * 16, dtype=np.uint8).reshape(8, 16) + 100
+    # How to store it so that it is upright once it has been turned as TIFF 6.0 (page 36) says.
+    stored = {
+        1: upright,
+        2: np.fliplr(upright),
+        3: np.rot90(upright, 2),
+        4: np.flipud(upright),
+        5: upright.T,
+        6: np.rot90(upright),
+        7: np.rot90(upright, 2).T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    white = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[kind]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("1", "2"):
+        pixels = (stored * (white / 255)).round(3).astype(kind)
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / f"{name}.tiff", exif=exif)
+    assert np.array_equal(load_folder(tmp_path).train.images[0, 0].numpy(), upright)
+
+
 def test_a_png_that_tells_behind_its_pixels_how_it_is_turned(tmp_path: Path, refusal: Refusal) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
