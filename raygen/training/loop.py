@@ -239,6 +239,7 @@ def fit(
     a training is stopped because it has gone wrong, one with its best weights. Raises UnhealthyError,
     NonFiniteLossError or NonFiniteObjectiveError then, CheckpointError, and SpecError if spec and data do not fit.
     """
+    spec.check_trainable()
     # Without this, cuDNN may add up in another order each time, and a resumed run would drift from the first.
     torch.backends.cudnn.deterministic = True
     batches = Batches(dataset.train, spec, group)
