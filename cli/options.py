@@ -116,9 +116,7 @@ Network = Annotated[
     FeatureNetwork,
     typer.Option("--network", help="Whose features samples are compared by.", rich_help_panel=_JUDGING),
 ]
-JudgedImages = Annotated[
-    int, typer.Option("--images", help="Images to judge on, at most.", rich_help_panel=_JUDGING)
-]
+JudgedImages = Annotated[int, typer.Option("--images", help="Images to judge on, at most.", rich_help_panel=_JUDGING)]
 JudgedSplit = Annotated[
     Literal["validation", "test"],
     typer.Option(

@@ -41,9 +41,7 @@ Cause = Literal[
 ]
 """Why a trial or a run failed or was stopped; only what was lost is tried again without being asked."""
 
-RECURRING: frozenset[Cause] = frozenset(
-    {"bad input", "non-finite loss", "non-finite objective", *get_args(Ailment)}
-)
+RECURRING: frozenset[Cause] = frozenset({"bad input", "non-finite loss", "non-finite objective", *get_args(Ailment)})
 """Causes that a job which is tried again as it is meets again."""
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -257,7 +257,9 @@ class _RealImages:
         """The metric's value with the other real images in the place of samples."""
         assert metric.compare is not None
         if metric.name not in self._known:
-            self._known[metric.name] = _finite(metric.compare(self.features, self.others)) if len(self.others) > 1 else None
+            self._known[metric.name] = (
+                _finite(metric.compare(self.features, self.others)) if len(self.others) > 1 else None
+            )
         return self._known[metric.name]
 
 

@@ -81,9 +81,10 @@ def check_data(prepared: Prepared) -> None:
     dataset = data.load(spec.data)
     _check_shape(spec, dataset)
     smallest, largest = spec.batch_sizes()
-    if largest > len(dataset.train):
+    training_images = len(dataset.train.images)
+    if largest > training_images:
         raise SpecError(
-            f"training.batch_size: {largest} is more than the {len(dataset.train)} training images of {dataset.name}"
+            f"training.batch_size: {largest} is more than the {training_images} training images of {dataset.name}"
         )
     if smallest < plan.workers:
         raise SpecError(f"training.batch_size: {smallest} images cannot be shared by {plan.workers} processes")

@@ -147,7 +147,9 @@ def _judged(run: Run, original: Trial, dataset: data.Dataset, *, in_full: bool) 
     return _Configuration(
         number=original.number,
         best=min(candidates, key=lambda candidate: _sortable(run, candidate.validation.metrics[run.objective])),
-        fresh=[candidate.validation.metrics[run.objective] for candidate in candidates if candidate.trial is not original],
+        fresh=[
+            candidate.validation.metrics[run.objective] for candidate in candidates if candidate.trial is not original
+        ],
     )
 
 
@@ -167,7 +169,10 @@ def _test(run: Run, best: _Configuration, dataset: data.Dataset) -> None:
     if dataset.test is None:
         return
     original, defaults = run.trial(best.number), run.defaults()
-    trials = {trial.number: trial for trial in (best.best.trial, *run.replicates(original), *([defaults] if defaults else []))}
+    trials = {
+        trial.number: trial
+        for trial in (best.best.trial, *run.replicates(original), *([defaults] if defaults else []))
+    }
     for trial in trials.values():
         record = checkpoint.read_best_record(trial.checkpoint)
         if record is None:
@@ -207,8 +212,10 @@ def held_out_part(trained: TrainedModel, dataset: data.Dataset, split: HeldOut) 
 
     Raises SpecError for test images that it may have seen, DataError if there are none.
     """
-    if split == "test" and trained.spec.version == 1 and not versions.had_same_test_part(
-        dataset.name, is_official=dataset.has_official_test
+    if (
+        split == "test"
+        and trained.spec.version == 1
+        and not versions.had_same_test_part(dataset.name, is_official=dataset.has_official_test)
     ):
         raise SpecError(
             f"this model was made before test images of {dataset.name} were set apart, and may have been trained on them: "
@@ -265,5 +272,5 @@ def _picture(trained: TrainedModel, dataset: data.Dataset) -> Image.Image:
     if isinstance(trained.model, Sampler):
         return pictures.grid(sample(trained, SAMPLES, SAMPLES_SEED))
     assert isinstance(trained.model, Reconstructor), "a model samples, reconstructs or both"
-    images = dataset.held_out[:RECONSTRUCTIONS].float() / 255
+    images = dataset.validation.images[:RECONSTRUCTIONS].float() / 255
     return pictures.grid(torch.cat([images, trained.model.decode(trained.model.encode(images))]), columns=len(images))

@@ -1,8 +1,8 @@
 """Documents of earlier versions of Raygen, read as what they mean today.
 
-A spec's document says in `version` what its fields mean; one without it is of version 1. That had one held-out part in
-the place of validation and test images (`data.held_out_fraction`), counted the seeds of `search.replicates` in all, and
-took gradient penalties of images in [0, 1].
+A spec's document says in `version` what its fields mean; one without it is of version 1. That had one held-out part
+in the place of validation and test images (`data.held_out_fraction`), counted the seeds of `search.replicates` in all,
+and took gradient penalties of images in [0, 1].
 """
 
 from __future__ import annotations
@@ -18,11 +18,6 @@ FORMER = {
     "and --set data.test_fraction=0 for no test images"
 }
 """What to type instead of a field that is no more."""
-
-
-def had_same_test_part(name: str, *, is_official: bool) -> bool:
-    """Whether the test part that a data set has now was one in version 1 too, which no training saw."""
-    return is_official and name != "stacked-digits"  # whose parts shared their digits
 
 
 def read_spec(document: Mapping[str, Any]) -> dict[str, Any]:
