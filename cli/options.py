@@ -121,7 +121,7 @@ JudgedSplit = Annotated[
     Literal["validation", "test"],
     typer.Option(
         "--split",
-        help="validation: the images that chose epochs and trials; test: those that chose nothing, for what is published.",
+        help="validation: images that chose epochs and trials; test: those that chose nothing.",
         rich_help_panel=_JUDGING,
     ),
 ]

@@ -29,10 +29,11 @@ CHUNK_IMAGES = 500
 class Protocol:
     """What models are judged on, the same for all that are compared.
 
-    On the first `images` of the part `split`. Metrics that compare samples with real images take all images of the part
-    `reference` if one is named, else those `images`, and draw `samples` samples, else as many as those. `network` is
-    one of NETWORKS, whose features they compare; `fid_weights` is a file with the weights of `inception`. `is_samples`
-    are importance samples per image; `normal_class` is the label that is no anomaly, that of the training unless given.
+    On the first `images` of the part `split`. Metrics that compare samples with real images take all images of the
+    part `reference` if one is named, else those `images`, and draw `samples` samples, else as many as those. `network`
+    is one of NETWORKS, whose features they compare; `fid_weights` is a file with the weights of `inception`.
+    `is_samples` are importance samples per image; `normal_class` is the label that is no anomaly, that of the training
+    unless given.
     """
 
     split: HeldOut = "validation"
@@ -50,8 +51,8 @@ class Value(BaseModel, frozen=True, extra="forbid"):
     """One metric's value on so many `images`; null if it is not finite.
 
     Of a metric that compares samples with images, `samples` were drawn from `prior` and compared with `images` of the
-    part `reference` over `network`; these are null if it compares none. Such a metric's `real_against_real` is its value
-    for `real_samples` other real images in the place of samples: what a perfect model would reach.
+    part `reference` over `network`; these are null if it compares none. Such a metric's `real_against_real` is its
+    value for `real_samples` other real images in the place of samples: what a perfect model would reach.
     """
 
     value: float | None
@@ -72,8 +73,8 @@ class Value(BaseModel, frozen=True, extra="forbid"):
 class EvaluationCard(BaseModel, frozen=True, extra="forbid"):
     """What a model was judged to be: its options, the data set, and each value by its name: val_… or test_….
 
-    `digest` is that of the data set's images; `train_s` are the seconds that the model was trained for, null if its run
-    does not tell.
+    `digest` is that of the data set's images; `train_s` are the seconds that the model was trained for, null if its
+    run does not tell.
     """
 
     model: dict[str, Any]
@@ -134,8 +135,8 @@ class Judge:
     def judge(self, trained: TrainedModel, names: Sequence[str]) -> EvaluationCard:
         """The card of a model, judged by the named metrics.
 
-        Raises SpecError for a metric that is none or does not suit the model, and for images that its training may have
-        seen; DataError for images, labels or weights that are missing.
+        Raises SpecError for a metric that is none or does not suit the model, and for images that its training may
+        have seen; DataError for images, labels or weights that are missing.
         """
         chosen = [_suitable(name, trained) for name in dict.fromkeys(names)]
         check_shape(trained, self.dataset)
@@ -196,8 +197,9 @@ class Judge:
 
     def _compared(self, chosen: Sequence[Metric], trained: TrainedModel) -> dict[str, Value]:
         """Metrics over one feature network: the samples pass through it once for all of them."""
-        if not chosen or trained.prior is None:
+        if not chosen:
             return {}
+        assert trained.prior is not None, "a metric that does not suit the model was refused"
         real, protocol = self._real_images(trained), self.protocol
         made = _features.of_samples(trained.prior.sampler, real.samples, protocol.seed, real.network)
         return {
@@ -274,10 +276,10 @@ def _others(dataset: Dataset, part: Split, count: int) -> Iterator[Tensor]:
         "test": (dataset.validation, dataset.train),
     }
     for other in order[part]:
-        images = other.images[:count] if other else ()
-        if len(images):
-            yield images
-        count -= len(images)
+        if other is None or count <= 0:
+            continue
+        yield other.images[:count]
+        count -= len(other.images)
 
 
 def _features_of(pieces: Iterable[Tensor], network: FeatureNetwork, device: torch.device) -> Tensor:

@@ -25,8 +25,8 @@ PARTS: tuple[Split, ...] = ("train", "validation", "test")
 class Selection:
     """Some images of a data set, uint8 [N, C, H, W], with what is known of each.
 
-    `positions` [N] are those in the source, `parts` [N] the indices in PARTS of those that they are in, `labels` [N] the
-    classes if the source has some.
+    `positions` [N] are those in the source, `parts` [N] the indices in PARTS of those that they are in, `labels` [N]
+    the classes if the source has some.
     """
 
     images: Tensor

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from raygen import data, metrics, models, pictures, versions
+from raygen import data, metrics, models, pictures
 from raygen.errors import RunError, SpecError
 from raygen.metrics import HeldOut, _features
 from raygen.models._base import ImageShape, Model, Reconstructor, Sampler
@@ -103,8 +103,9 @@ def collect_best(run: Run) -> None:
     """Fill best/1 … best/k with the checkpoints of the k best trials: spec, weights, metrics and a picture.
 
     The k best by what their epochs showed are judged once more, on all validation images, and ranked by that: by the
-    mean over fresh seeds if they were run on some, as the seed that they were found with is a lucky one. The checkpoint
-    is that of the best seed. The very best, its fresh seeds and a search's defaults are then judged on all test images.
+    mean over fresh seeds if they were run on some, as the seed that they were found with is a lucky one. The
+    checkpoint is that of the best seed. The very best, its fresh seeds and a search's defaults are then judged on all
+    test images.
     What counts is what the checkpoints hold: a trial whose process was lost may have reported more than it saved.
     """
     spec = run.spec()
@@ -210,17 +211,16 @@ def sample(trained: TrainedModel, count: int, seed: int) -> Tensor:
 def held_out_part(trained: TrainedModel, dataset: data.Dataset, split: HeldOut) -> data.Part:
     """The images of a part that the model's training has not seen.
 
-    Raises SpecError for test images that it may have seen, DataError if there are none.
+    Raises SpecError for test images that it may have seen, or if there are none.
     """
-    if (
-        split == "test"
-        and trained.spec.version == 1
-        and not versions.had_same_test_part(dataset.name, is_official=dataset.has_official_test)
-    ):
+    if split == "test" and trained.spec.version == 1 and not dataset.has_official_test:
         raise SpecError(
-            f"this model was made before test images of {dataset.name} were set apart, and may have been trained on them: "
-            f"use --split validation, or type a new `raygen train {trained.spec.model.name} --data {dataset.name}`"
+            f"this model was made before test images of {dataset.name} were set apart, and may have been trained on "
+            "them: use --split validation, or type a new "
+            f"`raygen train {trained.spec.model.name} --data {trained.spec.data.source}`"
         )
+    if split == "test" and dataset.test is None:
+        raise SpecError(f"{dataset.name} has no test images ({dataset.no_test}): use --split validation")
     return dataset.part(split)
 
 

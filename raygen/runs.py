@@ -239,8 +239,8 @@ class Trial:
         """Write down what its best weights came to."""
         _write_json(self.folder / "judged.json", asdict(judgement))
 
-    def judgement(self, epoch: int | None) -> Judgement | None:
-        """What its best weights came to, if they are those of that epoch: a training that went on may have better ones."""
+    def judgement(self, epoch: int) -> Judgement | None:
+        """What its best weights came to, if they were of that epoch: a training that went on may have better ones."""
         written = _read_json(self.folder / "judged.json", missing={})
         if not written or written["epoch"] != epoch:
             return None

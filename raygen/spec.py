@@ -177,7 +177,7 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
         if self.version == 1 and penalty is not None:
             setting = f"model.loss={penalty}" if penalty == "wgan-gp" else f"model.{penalty}=…"
             raise SpecError(
-                f"this spec sets a gradient penalty ({penalty}) of images in [0, 1], which is of images in [-1, 1] now: "
+                f"this spec sets a gradient penalty ({penalty}) of images in [0, 1]; it is of images in [-1, 1] now: "
                 f"type a new `raygen train {self.model.name} --set {setting}` (r1 needs 4 times the weight it had)"
             )
 

@@ -194,7 +194,7 @@ def test_the_gradient_penalty_goes_with_any_loss(loss: str, make_batch: MakeBatc
 
 @pytest.mark.parametrize("every", [1, 16])
 def test_r1_of_an_affine_discriminator(every: int, make_batch: MakeBatch) -> None:
-    """Mescheder et al. 2018: γ/2 |∇D|², here γ/2 |w|² for images in [-1, 1], which stands for as many steps as it waits."""
+    """Mescheder et al. 2018: γ/2 |∇D|², here γ/2 |w|², which stands for as many steps as it waits."""
     model = gan(r1=0.3, r1_every=every)
     weight = model.discriminator[-1].weight
     phase = model.phases()[-1]
