@@ -528,7 +528,12 @@ class Run:
         return {
             "metric": name,
             "images": best["test"]["images"],
-            "best": {"trial": best["trial"], "value": best["test"]["metrics"][name], **_spread(fresh)},
+            "best": {
+                "trial": best["trial"],
+                "configuration": best["configuration"],
+                "value": best["test"]["metrics"][name],
+                **_spread(fresh),
+            },
             "defaults": record and {"trial": record.number, "value": record.test, "epoch": record.best_epoch},
         }
 
