@@ -1,0 +1,68 @@
+"""A search space and a run's trials in Optuna's terms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState
+
+from raygen.space import Choice, Distribution, IntUniform, LogUniform, Quantised, Space, Uniform
+
+if TYPE_CHECKING:
+    from raygen.runs import TrialRecord
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Optuna's distribution of each varied parameter, by dotted path of the spec."""
+    return {name: _distribution(distribution) for name, distribution in space.parameters.items()}
+
+
+def encoded(parameters: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """A configuration's values as Optuna takes them: those of categories are JSON texts."""
+    return {
+        name: json.dumps(value) if isinstance(distributions[name], CategoricalDistribution) else value
+        for name, value in parameters.items()
+    }
+
+
+def decoded(parameters: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """The values behind those that Optuna proposed."""
+    return {
+        name: json.loads(value) if isinstance(distributions[name], CategoricalDistribution) else value
+        for name, value in parameters.items()
+    }
+
+
+def observed(record: TrialRecord, distributions: Mapping[str, BaseDistribution]) -> optuna.trial.FrozenTrial:
+    """What Optuna is told of a trial that has ended: its best value, or that it has none."""
+    return optuna.trial.create_trial(
+        params=encoded(record.parameters, distributions),
+        distributions=dict(distributions),
+        value=record.objective,
+        state=TrialState.FAIL if record.objective is None else TrialState.COMPLETE,
+    )
+
+
+def _distribution(distribution: Distribution) -> BaseDistribution:
+    match distribution:
+        case Uniform():
+            return FloatDistribution(*distribution.bounds)
+        case LogUniform():
+            return FloatDistribution(*distribution.bounds, log=True)
+        case Quantised():
+            return FloatDistribution(*distribution.bounds, step=distribution.step)
+        case IntUniform():
+            low, high = distribution.int
+            return IntDistribution(low, high, log=distribution.log)
+        case Choice():
+            # Optuna's categories are plain scalars; a choice may also be a list, such as layer sizes.
+            return CategoricalDistribution([json.dumps(value) for value in distribution.choice])
