@@ -260,7 +260,7 @@ def _network(value: Value) -> str:
 
 
 def _accuracy(value: Value) -> str:
-    """A feature network's accuracy on held-out images, if it has one."""
+    """A feature network's accuracy on validation images, if it has one."""
     accuracy = (value.network_facts or {}).get("held_out_accuracy")
     return "" if accuracy is None else f"{100 * accuracy:.1f} %"
 
