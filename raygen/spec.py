@@ -276,7 +276,7 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
             "search.space": chosen.model_dump(mode="json"),
         }
         if settings.get("search.sampler") == "grid":
-            # Whoever types a grid wants all of it.
+            # Whoever types a grid wants all of it, to the end.
             searched |= {"search.trials": chosen.grid_size(), "search.scheduler": "fifo"}
         return cls.create(model, {**searched, **settings})
 

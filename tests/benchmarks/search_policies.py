@@ -13,10 +13,14 @@ independent TPE with ten random trials, never told of trials that diverged, unde
 
 from __future__ import annotations
 
+import argparse
 import heapq
+import itertools
 import json
 import math
-from collections.abc import Callable
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import SimpleNamespace
@@ -25,9 +29,13 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from ray.tune.schedulers.async_hyperband import _Bracket
+from rich.console import Console
+from rich.table import Table
 
-from raygen.proposals import Policy, Proposals
+from raygen.proposals import POLICIES, Policy, Proposals
+from raygen.runs import TrialRecord
 from raygen.spec import TuneSpec
 from raygen.stopping import EarlyStopping
 from tests.benchmarks.record_curves import FOLDER, RECORDINGS
@@ -83,20 +91,6 @@ class Contender:
     rays_rule: bool = False
 
 
-@dataclass
-class Replay:
-    """What one search showed: (cost, best value so far) after each epoch, and how far answers lay from proposals."""
-
-    history: list[tuple[float, float]] = field(default_factory=list)
-    distances: list[float] = field(default_factory=list)
-    
-
-    def best(self, cost: float, otherwise: float) -> float:
-        """The best value for that cost."""
-        found = [value for spent, value in self.history if spent <= cost]
-        return found[-1] if found else otherwise
-
-
 @lru_cache
 def spec_of(contender: Contender, family: str, epochs: int) -> TuneSpec:
     """The search that a contender stands for."""
@@ -110,52 +104,103 @@ def spec_of(contender: Contender, family: str, epochs: int) -> TuneSpec:
     return TuneSpec.search_over(None, family, options, vary=ranges if contender.recorded_ranges else None)
 
 
-def replay(recorded: Recorded, contender: Contender, *, seed: int, concurrent: int, cost: float) -> Replay:
-    """One search, until its trainings have cost so much or every configuration was used."""
-    spec = spec_of(contender, recorded.family, recorded.epochs).model_copy(update={"seed": seed})
-    proposals = Proposals(spec, policy=contender.policy)
-    stops = _ray_asha(spec) if contender.rays_rule else _our_rule(spec)
-    found, best = Replay(), math.inf
-    sign = -1 if recorded.direction == "max" else 1
-    curves: list[list[float]] = []
-    free = np.ones(len(recorded.parameters), dtype=bool)
-    running: list[tuple[float, int, int, int, optuna.Trial]] = []
-    clock_s = 0.0
+@dataclass(kw_only=True)
+class _Trial:
+    """A trial of a replayed search: the recorded configuration that answers it, and what it has shown so far."""
 
-    def begin() -> None:
-        asked = proposals.ask()
-        distances = np.linalg.norm(recorded.points - recorded.point(proposals.parameters(asked)), axis=1)
-        index = int(np.where(free, distances, math.inf).argmin())
-        free[index] = False
-        found.distances.append(float(distances[index]) / math.sqrt(recorded.points.shape[1]))
-        curves.append([])
-        # One that diverged in its first epoch took about as long as an epoch takes.
-        first_s = recorded.epoch_s[index][0] if recorded.values[index] else recorded.training_s / recorded.epochs
-        heapq.heappush(running, (clock_s + first_s, len(curves) - 1, index, 0, asked))
+    number: int
+    answer: int
+    parameters: dict[str, Any]
+    asked: optuna.Trial
+    curve: list[float] = field(default_factory=list)
+    ended: bool = False
 
-    for _ in range(concurrent):
-        begin()
-    while running:
-        clock_s, number, index, epoch, asked = heapq.heappop(running)
-        spent = clock_s * concurrent / recorded.training_s
-        if spent > cost:
-            break
-        values = recorded.values[index]
-        if epoch < len(values):
-            curves[number].append(values[epoch])
-            best = min(best, values[epoch])
-            found.history.append((spent, best))
-        curve = curves[number]
-        diverged = epoch + 1 >= len(values) < recorded.epochs
-        stopped = not diverged and stops(number, curve, curves[:number] + curves[number + 1 :])
-        if stopped or diverged or len(curve) == recorded.epochs:
-            if not (contender.rays_rule and not curve):
-                proposals.tell(asked, sign * min(curve) if curve else None)
-            if free.any():
-                begin()
-        else:
-            heapq.heappush(running, (clock_s + recorded.epoch_s[index][epoch + 1], number, index, epoch + 1, asked))
-    return found
+
+class Replay:
+    """One search on a simulated clock; `history` is (cost, best value so far) after each epoch."""
+
+    def __init__(self, recorded: Recorded, contender: Contender, *, seed: int, concurrent: int) -> None:
+        self._recorded = recorded
+        self._contender = contender
+        self._concurrent = concurrent
+        self._spec = spec_of(contender, recorded.family, recorded.epochs).model_copy(update={"seed": seed})
+        self._stops = _rays_rule(self._spec) if contender.rays_rule else _our_rule(self._spec)
+        self._sign = -1 if recorded.direction == "max" else 1
+        self._proposals = Proposals(self._spec, policy=contender.policy)
+        self._free = np.ones(len(recorded.parameters), dtype=bool)
+        self._due: list[tuple[float, int]] = []
+        self._clock_s = 0.0
+        self.trials: list[_Trial] = []
+        self.history: list[tuple[float, float]] = []
+        self.distances: list[float] = []
+
+    def run(self, *, cost: float = math.inf, trials: int | None = None) -> None:
+        """Go on until it has cost so much, or so many trials have ended, or every configuration was used."""
+        most = len(self._recorded.parameters) if trials is None else trials
+        while len(self.trials) < most and len(self._due) < self._concurrent:
+            self._begin()
+        while self._due and self._due[0][0] * self._concurrent / self._recorded.training_s <= cost:
+            self._clock_s, number = heapq.heappop(self._due)
+            self._epoch(self.trials[number])
+            if self.trials[number].ended and len(self.trials) < most:
+                self._begin()
+
+    def restart(self) -> None:
+        """Let another process go on with the search, which knows what the run folder tells."""
+        ended = [self._record(trial) for trial in self.trials if trial.ended]
+        self._proposals = Proposals(self._spec, ended, begun=len(self.trials), policy=self._contender.policy)
+        for trial in self.trials:
+            if not trial.ended:
+                trial.asked = self._proposals.ask_again(trial.parameters)
+
+    def best(self, cost: float) -> float:
+        """The best value for that cost; that of the defaults before there is one."""
+        found = [value for spent, value in self.history if spent <= cost]
+        return found[-1] if found else self._recorded.defaults_value
+
+    def _begin(self) -> None:
+        asked = self._proposals.ask()
+        parameters = self._proposals.parameters(asked)
+        distances = np.linalg.norm(self._recorded.points - self._recorded.point(parameters), axis=1)
+        answer = int(np.where(self._free, distances, math.inf).argmin())
+        self._free[answer] = False
+        self.distances.append(float(distances[answer]) / math.sqrt(self._recorded.points.shape[1]))
+        self.trials.append(_Trial(number=len(self.trials), answer=answer, parameters=parameters, asked=asked))
+        self._await_epoch(self.trials[-1])
+
+    def _await_epoch(self, trial: _Trial) -> None:
+        recorded_s, epoch = self._recorded.epoch_s[trial.answer], len(trial.curve)
+        # One that diverges in an epoch takes about as long as an epoch of the defaults.
+        epoch_s = recorded_s[epoch] if epoch < len(recorded_s) else self._recorded.training_s / self._recorded.epochs
+        heapq.heappush(self._due, (self._clock_s + epoch_s, trial.number))
+
+    def _epoch(self, trial: _Trial) -> None:
+        values = self._recorded.values[trial.answer]
+        diverged = len(trial.curve) == len(values)
+        if not diverged:
+            trial.curve.append(values[len(trial.curve)])
+            best = min([trial.curve[-1], *(value for _, value in self.history[-1:])])
+            self.history.append((self._clock_s * self._concurrent / self._recorded.training_s, best))
+        others = [other.curve for other in self.trials if other is not trial]
+        trial.ended = (
+            diverged or len(trial.curve) == self._recorded.epochs or self._stops(trial.number, trial.curve, others)
+        )
+        if not trial.ended:
+            self._await_epoch(trial)
+        elif trial.curve or not self._contender.rays_rule:
+            self._proposals.tell(trial.asked, self._sign * min(trial.curve) if trial.curve else None)
+
+    def _record(self, trial: _Trial) -> TrialRecord:
+        return TrialRecord(
+            number=trial.number + 1,
+            parameters=trial.parameters,
+            state="finished",
+            reason="",
+            epoch=len(trial.curve),
+            epochs=self._recorded.epochs,
+            train_s=0.0,
+            objective=self._sign * min(trial.curve) if trial.curve else None,
+        )
 
 
 def _our_rule(spec: TuneSpec) -> Stop:
@@ -168,7 +213,7 @@ def _our_rule(spec: TuneSpec) -> Stop:
     return stops
 
 
-def _ray_asha(spec: TuneSpec) -> Stop:
+def _rays_rule(spec: TuneSpec) -> Stop:
     """Ray's own rule, which compares the latest values of the trials that it has seen itself."""
     grace = math.ceil(spec.search.grace_fraction * spec.training.epochs)
     bracket = _Bracket(min_t=grace, max_t=spec.training.epochs, reduction_factor=spec.search.reduction_factor, s=0)
@@ -253,20 +298,37 @@ def main() -> None:
     console, columns = Console(width=120), [f"{cost}: {what}" for cost in COSTS for what in ("median", "worst tenth")]
     table = Table("policy", *columns, "trials", "distance", box=None, pad_edge=False)
     for contender in chosen:
-        searches = [
-            replay(recorded, contender, seed=seed, concurrent=concurrent, cost=max(COSTS))
-            for concurrent in options.concurrent or (2, 4, 16)
-            for seed in range(options.seeds)
-        ]
+        searches = []
+        for concurrent, seed in itertools.product(options.concurrent or (2, 4, 16), range(options.seeds)):
+            searches.append(Replay(recorded, contender, seed=seed, concurrent=concurrent))
+            searches[-1].run(cost=max(COSTS))
         table.add_row(contender.name, *_regrets(recorded, searches), *_means(searches))
     behind = recorded.defaults_value - recorded.best_value
     console.print(table)
+    console.print(_rungs_after_restarts(recorded, options.seeds))
     console.print(f"{len(recorded.values)} configurations; the defaults' own regret is {behind:.3f}")
+
+
+def _rungs_after_restarts(recorded: Recorded, seeds: int) -> str:
+    """Trials 6 to 21 that pass the first rung: in one search, in one extended after 5, in one killed and resumed."""
+    default, rung = Contender(name="the default"), math.ceil(0.1 * recorded.epochs)
+    passed = {"fresh": 0, "extended": 0, "resumed": 0}
+    for seed in range(seeds):
+        searches = {name: Replay(recorded, default, seed=seed, concurrent=2) for name in passed}
+        searches["extended"].run(trials=5)
+        searches["resumed"].run(cost=3)
+        for name, search in searches.items():
+            if name != "fresh":
+                search.restart()
+            search.run(trials=21)
+            passed[name] += sum(len(trial.curve) > rung for trial in search.trials[5:])
+    told = ", ".join(f"{name} {count / seeds:.2f}" for name, count in passed.items())
+    return f"of trials 6 to 21, so many pass the first rung: {told}"
 
 
 def _regrets(recorded: Recorded, searches: Sequence[Replay]) -> Iterator[str]:
     for cost in COSTS:
-        regrets = [search.best(cost, recorded.defaults_value) - recorded.best_value for search in searches]
+        regrets = [search.best(cost) - recorded.best_value for search in searches]
         yield f"{statistics.median(regrets):.3f}"
         yield f"{np.quantile(regrets, 0.9):.3f}"
 

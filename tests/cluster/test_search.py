@@ -110,8 +110,9 @@ def test_a_search_ends_well_whatever_its_trials_come_to(scheduler: str, queue: Q
         '[parameters]\n"model.discriminator_lr_scale" = { choice = [1.0, 1e-3, 1e12] }\n'
     )
     name = f"mixed-{scheduler}"
-    fixed = "--set training.batch_size=32 --set model.width=8 --set search.grace_fraction=0.6 --cpus-per-trial 2"
-    options = f"{fixed} --search grid --set search.scheduler={scheduler} --epochs 40 --name {name}"
+    health = "--set health.grace_steps=100 --set health.patience_epochs=3"
+    fixed = "--set training.batch_size=32 --set model.width=8 --set search.grace_fraction=0.9 --cpus-per-trial 2"
+    options = f"{fixed} {health} --search grid --scheduler {scheduler} --epochs 16 --name {name}"
     assert queue.raygen("tune", "gan", "--space", str(space), *options.split(), "--detach").returncode == 0
     queue.wait_for(name, State.RUNNING)
     run = queue.run(name)
@@ -129,8 +130,8 @@ def test_a_search_ends_well_whatever_its_trials_come_to(scheduler: str, queue: Q
         for scale in (1.0, 1e-3, 1e12)
     )
     assert healthy.number == 1, "the defaults come first"
-    assert (healthy.state, healthy.epoch) == ("finished", 40)
-    assert done_before < 40
+    assert (healthy.state, healthy.epoch) == ("finished", 16)
+    assert done_before < 16
     assert (collapsed.state, collapsed.reason.partition(":")[0]) == ("stopped", "mode collapse")
     assert collapsed.objective is not None
     assert (diverged.state, diverged.epoch, diverged.objective) == ("failed", 0, None)
