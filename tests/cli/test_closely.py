@@ -201,7 +201,7 @@ REFUSED = {
     "evaluate ae --metrics frechet": "with --prior gmm",
     "evaluate ae --metrics anomaly_auroc": "add --normal-class 0",
     "evaluate zeros --normal-class 1": "the model was trained on class 0; leave it out",
-    "evaluate ae --images 1": "--images 2000",
+    "evaluate ae --images 1": "leave out --images",
     "evaluate gan --samples 1": "use --samples 2000",
     "evaluate gan --split train": "--split",
     "evaluate gan --reference all": "--reference",
