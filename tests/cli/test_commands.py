@@ -61,7 +61,7 @@ REFUSED = {
     "tune vae --space gan": "this space is for 'gan'",
     "tune vae --space no.toml": "there is no search space file 'no.toml'",
     "tune vae --trials 0": "search.trials",
-    "tune vae --search grid": "'optuna', 'random'",
+    "tune vae --search grid": "a grid needs the values to try, such as --vary optimizer.lr=",
     "tune vae --scheduler pbt": "type asha, median or fifo",
     "tune vae --scheduler hyperband": "input should be 'asha', 'fifo' or 'median'",
     "tune vae --replicates -1": "search.replicates",
