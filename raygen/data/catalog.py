@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable
@@ -135,23 +136,28 @@ def celeba(options: DataOptions) -> Source:
         torchvision.datasets.CelebA(folder, download=True)
 
     path = _find_or_download("celeba", options.root, ["celeba/img_align_celeba"], download)
-    files = sorted(path.glob("*.jpg"))
+    try:
+        names = sorted(name for name in os.listdir(path) if name.endswith(".jpg"))
+    except OSError as error:
+        raise DataError(f"cannot read the folder {path}: {error.strerror}") from error
     # The usual crop, 178x178 from the middle of 178x218, is what fitting a square does.
     side = options.image_size or 64
 
-    def source(files: list[Path]) -> Source:
-        shape = (len(files), 3, side, side)
-        return Source(folder.fingerprint(path, files), lambda: folder.ImageFiles(files, shape, image_size=side))
+    def source(names: list[str]) -> Source:
+        def read() -> Images:
+            return folder.ImageFiles([path / name for name in names], (len(names), 3, side, side), image_size=side)
 
-    if len(files) < CELEBA_TRAINING_IMAGES:
+        return Source(folder.fingerprint(path, names), read)
+
+    if len(names) < CELEBA_TRAINING_IMAGES:
         raise DataError(
-            f"{path} holds {len(files)} of the {CELEBA_TRAINING_IMAGES} training images; "
+            f"{path} holds {len(names)} of the {CELEBA_TRAINING_IMAGES} training images; "
             "extract img_align_celeba.zip again"
         )
-    train = source(files[:CELEBA_TRAINING_IMAGES])
-    if len(files) < CELEBA_IMAGES:
-        return replace(train, no_test=f"{path} holds {len(files)} of {CELEBA_IMAGES} images; the last are for testing")
-    return replace(train, test=source(files[CELEBA_IMAGES - CELEBA_TEST_IMAGES : CELEBA_IMAGES]))
+    train = source(names[:CELEBA_TRAINING_IMAGES])
+    if len(names) < CELEBA_IMAGES:
+        return replace(train, no_test=f"{path} holds {len(names)} of {CELEBA_IMAGES} images; the last are for testing")
+    return replace(train, test=source(names[CELEBA_IMAGES - CELEBA_TEST_IMAGES : CELEBA_IMAGES]))
 
 
 def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

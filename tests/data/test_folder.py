@@ -171,6 +171,30 @@ def test_photographs_are_turned_upright(tmp_path: Path, suffix: str, image_size:
     assert rows[:, 0].max() < 15
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_grey_tiffs_are_turned_in_all_ways(tmp_path: Path, orientation: int, kind: type) -> None:
+    upright = np.arange(8 * 16, dtype=np.uint8).reshape(8, 16) + 100
+    # How to store it so that it is upright once it has been turned as TIFF 6.0 (page 36) says.
+    stored = {
+        1: upright,
+        2: np.fliplr(upright),
+        3: np.rot90(upright, 2),
+        4: np.flipud(upright),
+        5: upright.T,
+        6: np.rot90(upright),
+        7: np.rot90(upright, 2).T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    white = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[kind]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("1", "2"):
+        pixels = (stored * (white / 255)).round(3).astype(kind)
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / f"{name}.tiff", exif=exif)
+    assert np.array_equal(load_folder(tmp_path).train.images[0, 0].numpy(), upright)
+
+
 def test_a_png_that_tells_behind_its_pixels_how_it_is_turned(tmp_path: Path, refusal: Refusal) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -219,21 +243,42 @@ def test_16_bits_are_read_alike_in_all_images(tmp_path: Path, refusal: Refusal, 
     assert values(load_folder(tmp_path)) == [3, 15, 255]
 
 
+def write_colour_tiff(path: Path, value: int) -> None:
+    """Save an 8x8 TIFF of 16 bits a channel, which Pillow reads but does not write."""
+    tags = [(256, 8), (257, 8), (258, 110), (259, 1), (262, 2), (273, 118), (277, 3), (279, 384)]
+    counts = {258: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 3, counts.get(tag, 1), content) for tag, content in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    path.write_bytes(head + struct.pack("<4H", 16, 16, 16, 0) + struct.pack("<192H", *[value] * 192))
+
+
 def test_16_bits_of_colour(tmp_path: Path, refusal: Refusal) -> None:
     for index, value in enumerate((4095, 100)):
         save_png(tmp_path / f"{index}.png", 16, COLOUR, struct.pack(">24H", *[value] * 24))
     # Half transparent, so that it is bright on white.
     save_png(tmp_path / "2.png", 16, COLOUR_ALPHA, struct.pack(">32H", *[1000, 1000, 1000, 30000] * 8))
     save(tmp_path / "3.png", (200, 200, 200))
+    write_colour_tiff(tmp_path / "5.tiff", 1000)
     assert "hold no value above 4095" in refusal(tmp_path)
     save_png(tmp_path / "4.png", 16, GREY_ALPHA, struct.pack(">16H", *[40000, 65535] * 8))
-    assert [colour[0] for colour in pixels_of(tmp_path)] == [0, 15, 139, 156, 200]
+    assert [colour[0] for colour in pixels_of(tmp_path)] == [0, 3, 15, 139, 156, 200]
 
 
 def test_a_pgm_is_scaled_by_its_own_largest_value(tmp_path: Path) -> None:
     for index, value in enumerate((0, 2048, 4095)):
         write_pgm(tmp_path / f"{index}.pgm", value, largest=4095)
     assert values(load_folder(tmp_path)) == [0, 128, 255]
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_a_tiff_whose_white_is_0(tmp_path: Path, refusal: Refusal, kind: type) -> None:
+    for name in ("1", "2", "3"):
+        Image.fromarray(np.full((8, 8), 1, dtype=kind)).save(tmp_path / f"{name}.tiff")
+    content = (tmp_path / "1.tiff").read_bytes()
+    black_is_zero, white_is_zero = (struct.pack("<HHII", 262, 3, 1, value) for value in (1, 0))
+    assert black_is_zero in content
+    (tmp_path / "1.tiff").write_bytes(content.replace(black_is_zero, white_is_zero))
+    assert refusal(tmp_path).startswith(f"{tmp_path / '1.tiff'} has 0 for white in more than 8 bits")
 
 
 def test_32_bit_integers_have_no_known_white(tmp_path: Path, refusal: Refusal) -> None:
