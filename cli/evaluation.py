@@ -10,7 +10,7 @@ import typer
 from cli import console, inspection, options, render
 from raygen import api, files
 from raygen.errors import SpecError
-from raygen.metrics import PREFIX
+from raygen.metrics import PREFIX, reported
 
 if TYPE_CHECKING:
     from raygen.comparison import Compared
@@ -37,7 +37,10 @@ def evaluate(
     model: options.ModelPlace,
     metrics: options.Metrics = None,
     network: options.Network = "random",
-    images: options.JudgedImages = options.JUDGED_IMAGES,
+    split: options.JudgedSplit = "validation",
+    images: options.JudgedImages = None,
+    samples: options.JudgedSamples = None,
+    reference: options.Reference = None,
     seed: options.JudgingSeed = 0,
     is_samples: ImportanceSamples = None,
     normal_class: NormalClass = None,
@@ -50,7 +53,10 @@ def evaluate(
     storage: options.Storage = None,
     output: options.OutputOption = "table",
 ) -> None:
-    """Judge a model on held-out images by all metrics that suit it, and write the card into its folder."""
+    """Judge a model on images that its training has not seen by all metrics that suit it, and write a card beside it.
+
+    `--split test --samples 50000 --reference train` follows the protocol of published Fréchet distances.
+    """
     place = api.find_checkpoint(model, storage=storage)
     folder = place if place.is_dir() else place.parent
     from raygen import evaluation
@@ -62,12 +68,17 @@ def evaluate(
         trained,
         dataset,
         _names(metrics) or _suitable(trained, dataset, normal_class, is_samples),
-        network=network,
-        images=images,
-        seed=seed,
-        is_samples=IS_SAMPLES if is_samples is None else is_samples,
-        normal_class=normal_class,
-        fid_weights=fid_weights,
+        evaluation.Protocol(
+            split=split,
+            images=images,
+            samples=samples,
+            reference=reference,
+            network=network,
+            seed=seed,
+            is_samples=IS_SAMPLES if is_samples is None else is_samples,
+            normal_class=normal_class,
+            fid_weights=fid_weights,
+        ),
     )
     path = card.write(folder)
     if output == "json":
@@ -81,7 +92,10 @@ def compare(
     models: options.ModelPlaces,
     metrics: options.RankingMetrics = "frechet,precision,recall,coverage,ssim",
     network: options.Network = "random",
-    images: options.JudgedImages = options.JUDGED_IMAGES,
+    split: options.JudgedSplit = "validation",
+    images: options.JudgedImages = None,
+    samples: options.JudgedSamples = None,
+    reference: options.Reference = None,
     seed: options.JudgingSeed = 0,
     fid_weights: options.FidWeights = None,
     prior: options.Prior = None,
@@ -90,7 +104,7 @@ def compare(
     storage: options.Storage = None,
     output: options.OutputOption = "table",
 ) -> None:
-    """Rank the best models of runs on the same metrics, held-out images, samples and seed; the first metric decides.
+    """Rank the best models of runs on the same metrics, images, samples and seed; the first metric decides.
 
     With --prior gmm a model that has no prior of its own is sampled from a mixture.
     """
@@ -102,7 +116,7 @@ def compare(
     if not names:
         raise SpecError("--metrics: name at least one, such as --metrics frechet")
     loaded = {name: api.load(name, storage=storage) for name in dict.fromkeys(models)}
-    from raygen import comparison, pictures
+    from raygen import comparison, evaluation, pictures
 
     comparison.check_data(loaded)
     candidates = {
@@ -114,12 +128,17 @@ def compare(
         candidates,
         dataset,
         names,
-        network=network,
-        images=images,
-        seed=seed,
-        fid_weights=fid_weights,
+        evaluation.Protocol(
+            split=split,
+            images=images,
+            samples=samples,
+            reference=reference,
+            network=network,
+            seed=seed,
+            fid_weights=fid_weights,
+        ),
     )
-    _show(ranked, names, output)
+    _show(ranked, [reported(name, split) for name in names], output)
     if picture is not None:
         pictures.save(comparison.picture(ranked, seed), picture)
         console.say(f"a row of samples of each in {picture}")

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from raygen.data import DataOptions
 from raygen.errors import SpecError
 from raygen.queue.job import NODE_TIMEOUT_S, ON_DEMAND_NODE_TIMEOUT_S
-from raygen.spec import EvaluationOptions, Precision, TrainingOptions
+from raygen.spec import Precision, TrainingOptions
 
 Output = Literal["table", "json"]
 """What a command prints its result as."""
@@ -85,7 +85,7 @@ PrecisionOption = Annotated[
 Compile = Annotated[bool | None, typer.Option("--compile", help="Use torch.compile.", rich_help_panel=_TRAINING)]
 Seed = Annotated[int | None, typer.Option(help="Of weights, data order and noise.", rich_help_panel=_TRAINING)]
 Objective = Annotated[
-    str | None, typer.Option(help="Held-out metric that decides what is best.", rich_help_panel=_TRAINING)
+    str | None, typer.Option(help="Metric on validation images that decides what is best.", rich_help_panel=_TRAINING)
 ]
 Health = Annotated[
     bool | None,
@@ -117,9 +117,37 @@ Network = Annotated[
     typer.Option("--network", help="Whose features samples are compared by.", rich_help_panel=_JUDGING),
 ]
 JudgedImages = Annotated[
-    int, typer.Option("--images", help="Held-out images to judge on, at most.", rich_help_panel=_JUDGING)
+    int | None,
+    typer.Option(
+        "--images", help="Images to judge on, at most.", show_default="all of --split", rich_help_panel=_JUDGING
+    ),
 ]
-JUDGED_IMAGES: int = EvaluationOptions.model_fields["images"].default
+JudgedSplit = Annotated[
+    Literal["validation", "test"],
+    typer.Option(
+        "--split",
+        help="validation: images that chose epochs and trials; test: those that chose nothing.",
+        rich_help_panel=_JUDGING,
+    ),
+]
+JudgedSamples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        help="Samples to compare with images.",
+        show_default="as many as images",
+        rich_help_panel=_JUDGING,
+    ),
+]
+Reference = Annotated[
+    Literal["train", "validation", "test"] | None,
+    typer.Option(
+        "--reference",
+        help="Compare samples with all images of this part.",
+        show_default="the --images of --split",
+        rich_help_panel=_JUDGING,
+    ),
+]
 JudgingSeed = Annotated[
     int, typer.Option("--seed", min=0, help="Of the samples and latents drawn.", rich_help_panel=_JUDGING)
 ]

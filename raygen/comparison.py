@@ -1,10 +1,9 @@
-"""Models of different families ranked on the same metrics, held-out images, number of samples and seed."""
+"""Models of different families ranked by one protocol: the same metrics, images, number of samples and seed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from PIL import Image
 from raygen import evaluation, metrics, pictures, results
 from raygen.data import Dataset
 from raygen.errors import SpecError
-from raygen.evaluation import EvaluationCard
+from raygen.evaluation import EvaluationCard, Judge, Protocol
 from raygen.results import TrainedModel
 
 SAMPLES = 10
@@ -28,9 +27,9 @@ class Compared:
     trained: TrainedModel
     card: EvaluationCard
 
-    def value(self, metric: str) -> float | None:
-        """The value of a metric; none where it does not suit the model or is not finite."""
-        judged = self.card.values.get(metric)
+    def value(self, name: str) -> float | None:
+        """The value of that name on the card; none where the metric does not suit the model or is not finite."""
+        judged = self.card.values.get(name)
         return judged.value if judged else None
 
     def as_json(self) -> dict[str, Any]:
@@ -39,7 +38,7 @@ class Compared:
 
 
 def check_data(models: Mapping[str, TrainedModel]) -> None:
-    """Raise SpecError naming two models that were trained on different data sets, splits or shapes."""
+    """Raise SpecError naming two models that were trained on different data sets, images, splits or shapes."""
     first_name, first = next(iter(models.items()))
     for name, trained in models.items():
         for field in ("source", "image_size", "validation_fraction", "test_fraction", "normal_class"):
@@ -49,6 +48,12 @@ def check_data(models: Mapping[str, TrainedModel]) -> None:
                     f"{first_name} and {name} cannot be compared: their data.{field} is {ours} and {theirs}; "
                     "compare runs on the same data set"
                 )
+        digests = [model.metrics.get("data", {}).get("digest") for model in (first, trained)]
+        if all(digests) and len(set(digests)) > 1:
+            raise SpecError(
+                f"{first_name} and {name} cannot be compared: they were trained on different images under one name "
+                f"({first.spec.data.source}); train one of them anew"
+            )
         if trained.model.shape != first.model.shape:
             raise SpecError(
                 f"{first_name} and {name} cannot be compared: their images are {first.model.shape} and "
@@ -57,18 +62,11 @@ def check_data(models: Mapping[str, TrainedModel]) -> None:
 
 
 def compare(
-    models: Mapping[str, TrainedModel],
-    dataset: Dataset,
-    names: Sequence[str],
-    *,
-    network: str,
-    images: int,
-    seed: int,
-    fid_weights: Path | None = None,
+    models: Mapping[str, TrainedModel], dataset: Dataset, names: Sequence[str], protocol: Protocol
 ) -> list[Compared]:
     """Judge every model by those of the named metrics that suit it, and rank them: the first metric decides.
 
-    Models that it does not suit come last. Raises as `evaluation.evaluate` does, and SpecError where no model suits.
+    Models that it does not suit come last. Raises as a Judge does, and SpecError where no model suits.
     """
     wanted = [metrics.find(name).name for name in dict.fromkeys(names)]
     suitable = {
@@ -78,18 +76,13 @@ def compare(
     deciding = metrics.find(wanted[0])
     if not any(deciding.name in found for found in suitable.values()):
         raise SpecError(f"none of these models can be judged by {deciding.name}: begin --metrics with another")
+    judge = Judge(dataset, protocol)
     judged = [
-        Compared(
-            name=name,
-            trained=trained,
-            card=evaluation.evaluate(
-                trained, dataset, suitable[name], network=network, images=images, seed=seed, fid_weights=fid_weights
-            ),
-        )
+        Compared(name=name, trained=trained, card=judge.judge(trained, suitable[name]))
         for name, trained in models.items()
     ]
-    sign = -1 if deciding.direction == "max" else 1
-    return sorted(judged, key=lambda each: _rank(each.value(deciding.name), sign))
+    sign, deciding_value = -1 if deciding.direction == "max" else 1, metrics.reported(deciding.name, protocol.split)
+    return sorted(judged, key=lambda each: _rank(each.value(deciding_value), sign))
 
 
 def _rank(value: float | None, sign: int) -> tuple[bool, float]:

@@ -31,7 +31,7 @@ LAYERS = [
     ["spec"],
     ["metrics"],
     ["models", "data", "space", "pictures"],
-    ["files", "capacity"],
+    ["files", "capacity", "versions"],
     ["errors"],
 ]
 HEIGHTS = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}
@@ -59,6 +59,7 @@ LIGHT = [
     "raygen/site.py",
     "raygen/space.py",
     "raygen/spec.py",
+    "raygen/versions.py",
     "raygen/data/__init__.py",
     "raygen/data/catalog.py",
     "raygen/metrics/__init__.py",

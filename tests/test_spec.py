@@ -110,7 +110,7 @@ def test_any_setting_makes_a_spec_that_is_plain_json_or_is_refused_in_one_line(
 
 @pytest.mark.parametrize("name", space.names())
 def test_a_search_is_plain_json(name: str) -> None:
-    assert_plain_json(TuneSpec.search_over(name, name, {"search.trials": 5, "seed": 3}))
+    assert_plain_json(TuneSpec.search_over(name, space.read(name).model, {"search.trials": 5, "seed": 3}))
 
 
 @every_model

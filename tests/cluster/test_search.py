@@ -83,19 +83,22 @@ def test_an_extended_search_keeps_what_it_has_and_goes_on(queue: Queue) -> None:
 
 
 def test_the_best_configurations_are_run_again_on_further_seeds(queue: Queue) -> None:
-    options = "--trials 3 --epochs 2 --replicates 2 --set search.keep_best=2 --name repeated"
+    options = "--trials 3 --epochs 2 --replicates 2 --set search.keep_best=2 --name repeated"  # two fresh seeds each
     done = queue.raygen("tune", "ae", *options.split())
     assert done.returncode == 0, done.stderr
     run = queue.run("repeated")
     replicates = [trial for trial in run.trials() if trial.replicate_of is not None]
-    assert len(replicates) == 2
-    assert [trial.status().state for trial in replicates] == ["finished"] * 2
+    assert len(replicates) == 4
+    assert [trial.status().state for trial in replicates] == ["finished"] * 4
     first, second, *_ = run.records()
     assert {trial.replicate_of for trial in replicates} == {first.number, second.number}
     assert first.mean is not None
     assert second.mean is not None
     assert first.mean <= second.mean
     assert " ± " in done.stdout
+    assert f"test_mse {run.summary()['test']['best']['value']:.5g}" in done.stderr
+    assert "over 2 fresh seeds) on 180 test images; " in done.stderr
+    assert "the defaults" in done.stderr
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median", "fifo"])
