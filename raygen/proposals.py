@@ -67,7 +67,7 @@ class Proposals:
             direction="maximize" if maximises else "minimize", sampler=self._policy.sampler(seed)
         )
         for record in earlier:
-            told = record if record.objective is not None else replace(record, objective=self._worst)
+            told = record if record.epoch_objective is not None else replace(record, epoch_objective=self._worst)
             self._study.add_trial(study.observed(told, self._distributions))
 
     def ask(self) -> optuna.Trial:

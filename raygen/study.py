@@ -47,8 +47,8 @@ def observed(record: TrialRecord, distributions: Mapping[str, BaseDistribution])
     return optuna.trial.create_trial(
         params=encoded(record.parameters, distributions),
         distributions=dict(distributions),
-        value=record.objective,
-        state=TrialState.FAIL if record.objective is None else TrialState.COMPLETE,
+        value=record.epoch_objective,
+        state=TrialState.FAIL if record.epoch_objective is None else TrialState.COMPLETE,
     )
 
 

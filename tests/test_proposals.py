@@ -36,7 +36,7 @@ def first(spec: TuneSpec) -> dict[str, Any]:
 def ended(parameters: dict[str, Any], number: int, objective: float | None) -> TrialRecord:
     return TrialRecord(
         number=number, parameters=parameters, state="finished", reason="", epoch=1, epochs=1, train_s=1.0,
-        objective=objective,
+        epoch_objective=objective,
     )  # fmt: skip
 
 

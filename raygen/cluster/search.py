@@ -54,7 +54,7 @@ class RunSearcher(Searcher):
         """Learn the trial's best value, or that it has none."""
         trial, asked = self._running[trial_id]
         if self._proposals and asked:
-            self._proposals.tell(asked, trial.record(self._run.objective).objective)
+            self._proposals.tell(asked, trial.record(self._run.objective).epoch_objective)
 
     def trial(self, trial_id: str) -> Trial:
         """The trial that Tune knows by this name."""

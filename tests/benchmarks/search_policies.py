@@ -199,7 +199,7 @@ class Replay:
             epoch=len(trial.curve),
             epochs=self._recorded.epochs,
             train_s=0.0,
-            objective=self._sign * min(trial.curve) if trial.curve else None,
+            epoch_objective=self._sign * min(trial.curve) if trial.curve else None,
         )
 
 
