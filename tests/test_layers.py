@@ -23,6 +23,8 @@ LAYERS = [
     ["evaluation", "queue"],
     ["prior"],
     ["inspection"],
+    ["search_plot"],
+    ["search_insight"],
     ["results", "study"],
     ["runs"],
     ["training"],
@@ -55,6 +57,8 @@ LIGHT = [
     "raygen/cluster/probe.py",
     "raygen/cluster/service.py",
     "raygen/runs.py",
+    "raygen/search_insight.py",
+    "raygen/search_plot.py",
     "raygen/site.py",
     "raygen/space.py",
     "raygen/spec.py",
@@ -64,7 +68,7 @@ LIGHT = [
     "raygen/models/__init__.py",
     "raygen/models/_options.py",
 ]
-HEAVY = {"ray", "sklearn", "torch", "torchvision"}
+HEAVY = {"matplotlib", "optuna", "ray", "sklearn", "torch", "torchvision"}
 
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 
