@@ -92,6 +92,41 @@ def compare(
     return sorted(judged, key=lambda each: _rank(each.value(deciding.name), sign))
 
 
+def differences(
+    ranked: Sequence[Compared],
+    dataset: Dataset,
+    name: str,
+    *,
+    network: str,
+    images: int,
+    seed: int,
+    fid_weights: Path | None = None,
+) -> list[Difference]:
+    """How far each model of a ranking lies from the next in the named metric, beside what chance explains.
+
+    The models and arguments are those of `compare`; models without a value are left out.
+    """
+    metric = metrics.find(name)
+    valued = [each for each in ranked if each.value(name) is not None]
+    over = evaluation.find_network(network, dataset, fid_weights) if metric.compare else None
+    left_out = [_left_out(each, metric, dataset, network=over, images=images, seed=seed) for each in valued]
+    found = []
+    for (first, ours), (second, theirs) in itertools.pairwise(zip(valued, left_out, strict=True)):
+        if ours is not None and theirs is not None:
+            found.append(_difference(first, second, metric, spread.of_difference(ours, theirs), network))
+    return found
+
+
+def _left_out(
+    compared: Compared, metric: Metric, dataset: Dataset, *, network: FeatureNetwork | None, images: int, seed: int
+) -> list[float] | None:
+    judged = evaluation.judged_model(metric, compared.trained)
+    assert judged is not None, "it has a value"
+    shown = evaluation.held_out_images(dataset, images, compared.trained)
+    with torch.no_grad():
+        return spread.left_out(judged, metric, shown, samples=len(shown), seed=seed, network=network)
+
+
 def _rank(value: float | None, sign: int) -> tuple[bool, float]:
     return value is None, 0.0 if value is None else sign * value
 
