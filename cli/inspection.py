@@ -89,7 +89,7 @@ def interpolate(
     trained = api.load(model, storage=storage)
     from raygen import inspection, pictures
 
-    held_out = api.load_images(trained).held_out if trained.prior is None else None
+    held_out = api.load_images(trained).validation.images if trained.prior is None else None
     images = inspection.interpolate(trained, held_out, steps, rows, seed)
     pictures.save(pictures.grid(images, columns=steps), output)
     ends = "samples, on great circles" if held_out is None else "encodings of held-out images, in straight lines"

@@ -214,6 +214,7 @@ PATHS = {
     "trials": "search.trials",
     "replicates": "search.replicates",
     "search": "search.sampler",
+    "defaults_first": "search.defaults_first",
     "scheduler": "search.scheduler",
     "gpus": "resources.gpus",
     "cpus": "resources.cpus",
@@ -224,17 +225,30 @@ PATHS = {
 """The field of the spec that each option sets, by the name of the command's parameter."""
 
 
+EXAMPLES = {"--set": "model.hidden=512", "--vary": "model.latent_dim=4,8,16"}
+
+
 def settings(parameters: dict[str, Any]) -> dict[str, Any]:
     """Values by dotted path, from a command's options and its `--set KEY=VALUE`; raises SpecError on a clash."""
     given = {PATHS[name]: value for name, value in parameters.items() if name in PATHS and value is not None}
-    for assignment in parameters["assignments"] or []:
-        path, equals, text = assignment.partition("=")
-        if not equals:
-            raise SpecError(f"--set {assignment}: write KEY=VALUE, such as --set model.hidden=512")
+    for path, text in by_path("--set", parameters["assignments"] or []).items():
         if path in given:
             raise SpecError(f"{path} is set twice, by --set and by another option")
         given[path] = _value(text)
     return given
+
+
+def by_path(option: str, assignments: list[str]) -> dict[str, str]:
+    """The texts of `KEY=VALUE` by dotted path; raises SpecError if one is of another form, or a key comes twice."""
+    found: dict[str, str] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise SpecError(f"{option} {assignment}: write KEY=VALUE, such as {option} {EXAMPLES[option]}")
+        if path in found:
+            raise SpecError(f"{path} is named twice by {option}")
+        found[path] = text
+    return found
 
 
 def _value(text: str) -> Any:

@@ -19,6 +19,23 @@ Space = Annotated[
     str | None,
     typer.Option(help="Search space: a name or a TOML file.", show_default="the model's own", rich_help_panel=_SEARCH),
 ]
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUES",
+        help="Vary only this: model.latent_dim=4,8,16 or optimizer.lr=1e-4..1e-2 (repeatable).",
+        rich_help_panel=_SEARCH,
+    ),
+]
+DefaultsFirst = Annotated[
+    bool | None,
+    typer.Option(
+        "--defaults-first/--no-defaults-first",
+        help="Begin with the spec as it stands.",
+        show_default="defaults-first",
+        rich_help_panel=_SEARCH,
+    ),
+]
 Trials = Annotated[
     int | None,
     typer.Option(
@@ -64,10 +81,12 @@ def tune(
     context: typer.Context,
     model: options.Model = None,
     space: Space = None,
+    vary: Vary = None,
     trials: Trials = None,
     replicates: Replicates = None,
     search: Search = None,
     scheduler: SchedulerOption = None,
+    defaults_first: DefaultsFirst = None,
     objective: options.Objective = None,
     data: options.Data = None,
     data_root: options.DataRoot = None,
@@ -100,9 +119,10 @@ def tune(
 ) -> None:
     """Search for the best learning rate, batch size and latent dimension of a model."""
     settings = options.settings(context.params)
+    varied = options.by_path("--vary", vary or [])
     view = jobs.View(output=output, quiet=quiet, verbose=verbose, detach=detach)
     site = Site(storage, address)
-    chosen = {**settings, **({"--space": space} if space else {})}
+    chosen = {**settings, **({"--space": space} if space else {}), **({"--vary": vary} if vary else {})}
     if extend is not None:
         if resume is not None:
             raise SpecError("--resume and --extend are two ways to go on; type one of them")
@@ -112,7 +132,7 @@ def tune(
         jobs.resume(resume, "tune", model, chosen, site=site, view=view)
         return
     jobs.run(
-        lambda: preparation.prepare_search(jobs.named(model), settings, site.capacity(), space=space),
+        lambda: preparation.prepare_search(jobs.named(model), settings, site.capacity(), space=space, vary=varied),
         jobs.Submission(site=site, name=name, priority=priority, retries=retries, node_timeout_s=node_timeout),
         dry_run=dry_run,
         view=view,

@@ -9,6 +9,7 @@ Nothing here imports torch or Ray before a job is made.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,12 +42,16 @@ def tune(
     settings: Settings | None = None,
     *,
     space: str | None = None,
+    vary: Mapping[str, str] | None = None,
     storage: Path | None = None,
     address: str | None = None,
 ) -> Run:
-    """Search over `space` (a name or a TOML file; the model's own unless given), and wait; raises like `train`."""
+    """Search over `space` (a name or a TOML file; the model's own unless given), and wait; raises like `train`.
+
+    `vary` makes a space of its own: {"model.latent_dim": "4,8,16", "optimizer.lr": "1e-4..1e-2"}.
+    """
     site = Site(storage, address)
-    return _to_the_end(site, prepare_search(model, settings or {}, site.capacity(), space=space))
+    return _to_the_end(site, prepare_search(model, settings or {}, site.capacity(), space=space, vary=vary))
 
 
 def load(run_or_path: str | Path, *, storage: Path | None = None) -> TrainedModel:

@@ -42,7 +42,7 @@ def check_data(models: Mapping[str, TrainedModel]) -> None:
     """Raise SpecError naming two models that were trained on different data sets, splits or shapes."""
     first_name, first = next(iter(models.items()))
     for name, trained in models.items():
-        for field in ("source", "image_size", "held_out_fraction", "normal_class"):
+        for field in ("source", "image_size", "validation_fraction", "test_fraction", "normal_class"):
             ours, theirs = getattr(first.spec.data, field), getattr(trained.spec.data, field)
             if ours != theirs:
                 raise SpecError(

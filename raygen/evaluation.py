@@ -87,11 +87,12 @@ def evaluate(
     """
     chosen = [_suitable(name, trained) for name in dict.fromkeys(names)]
     _check(dataset, trained, images, is_samples, network)
+    validation = dataset.validation
     of_all_classes = Evidence(
         images=_held_out(dataset, images, trained),
         seed=seed,
         source=dataset.name,
-        labels=None if dataset.held_out_labels is None else dataset.held_out_labels[:images],
+        labels=None if validation.labels is None else validation.labels[:images],
         normal_class=_normal_class(trained, normal_class),
         is_samples=is_samples,
     )
@@ -128,7 +129,7 @@ def _normal_class(trained: TrainedModel, given: int | None) -> int | None:
 def _held_out(dataset: Dataset, images: int, trained: TrainedModel) -> Tensor:
     """The first held-out images [N, C, H, W] in [0, 1], on the model's device."""
     device = next(trained.model.parameters()).device
-    return dataset.held_out[:images].to(device=device, dtype=torch.float32).div_(255)
+    return dataset.validation.images[:images].to(device=device, dtype=torch.float32).div_(255)
 
 
 def _judged(metric: Metric, trained: TrainedModel) -> Model | None:
@@ -149,7 +150,7 @@ def _suitable(name: str, trained: TrainedModel) -> Metric:
 def _check(dataset: Dataset, trained: TrainedModel, images: int, is_samples: int, network: str) -> None:
     if network not in NETWORKS:
         raise SpecError(f"there is no feature network {network!r}; networks: {', '.join(NETWORKS)}")
-    count = min(images, len(dataset.held_out))
+    count = min(images, len(dataset.validation.images))
     if count < 2:
         raise SpecError(f"a model is judged on 2 held-out images or more, not {count}: use --images 2000")
     if is_samples < 1:

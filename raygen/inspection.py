@@ -36,21 +36,24 @@ class Selection:
 
 
 def select(dataset: Dataset, split: Split) -> Selection:
-    """The images of one part of a data set, or of both, in the order of the source."""
+    """The training images, the validation images (`held-out`), or those of all parts, in the order of the source."""
+    parts = [part for part in (dataset.train, dataset.validation, dataset.test) if part]
     positions = data.source_positions(dataset)
-    held_out = torch.arange(len(positions)) >= len(dataset.train)
+    held_out = torch.arange(len(positions)) >= len(dataset.train.images)
     rows = torch.argsort(positions)
     if split != "all":
-        rows = rows[held_out[rows] == (split == "held-out")]
-    # Gathered from the two parts one after the other: both together may be larger than memory.
-    images = dataset.train.new_empty(len(rows), *dataset.shape)
-    from_held_out = held_out[rows]
-    images[~from_held_out] = dataset.train[rows[~from_held_out]]
-    images[from_held_out] = dataset.held_out[rows[from_held_out] - len(dataset.train)]
-    labels = None
-    if dataset.train_labels is not None and dataset.held_out_labels is not None:
-        labels = torch.cat([dataset.train_labels, dataset.held_out_labels])[rows]
-    return Selection(images=images, positions=positions[rows], held_out=from_held_out, labels=labels)
+        first, count = len(dataset.train.images), len(dataset.validation.images)
+        rows = rows[rows < first] if split == "train" else rows[(rows >= first) & (rows < first + count)]
+    # Gathered from the parts one after the other: all together may be larger than memory.
+    images = dataset.train.images.new_empty(len(rows), *dataset.shape)
+    start = 0
+    for part in parts:
+        of_part = (rows >= start) & (rows < start + len(part.images))
+        images[of_part] = part.images[rows[of_part] - start]
+        start += len(part.images)
+    known = [part.labels for part in parts if part.labels is not None]
+    labels = torch.cat(known)[rows] if len(known) == len(parts) else None
+    return Selection(images=images, positions=positions[rows], held_out=held_out[rows], labels=labels)
 
 
 def require_encoder(trained: TrainedModel, instead: str = "") -> Reconstructor:
@@ -77,7 +80,7 @@ def reconstruct(trained: TrainedModel, dataset: Dataset, count: int) -> tuple[Te
     """
     encoder = require_encoder(trained)
     check_shape(trained, dataset)
-    chunks = list(_chunks(dataset.held_out[:count]))
+    chunks = list(_chunks(dataset.validation.images[:count]))
     rebuilt = [encoder.decode(encoder.encode(chunk)).float() for chunk in chunks]
     return torch.cat(chunks), torch.cat(rebuilt)
 

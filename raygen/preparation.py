@@ -5,7 +5,7 @@ Nothing here imports torch or Ray before a job is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,12 +51,19 @@ def prepare_training(model: str, settings: Settings, capacity: Capacity) -> Prep
     return Prepared(TrainSpec.create(model, with_absolute_paths(settings)), plan)
 
 
-def prepare_search(model: str, settings: Settings, capacity: Capacity, *, space: str | None = None) -> Prepared:
+def prepare_search(
+    model: str,
+    settings: Settings,
+    capacity: Capacity,
+    *,
+    space: str | None = None,
+    vary: Mapping[str, str] | None = None,
+) -> Prepared:
     """The job of searching for the best `model`; raises InputError where spec, space or devices cannot be."""
     from raygen.spec import TuneSpec
 
     _planned(partial(plan_search, _resources(settings), trials=1), capacity)
-    spec = TuneSpec.search_over(space or model, model, with_absolute_paths(settings))
+    spec = TuneSpec.search_over(space, model, with_absolute_paths(settings), vary=vary)
     return Prepared(spec, _planned(partial(plan_search, spec.resources, trials=spec.search.trials), capacity))
 
 
@@ -81,9 +88,10 @@ def check_data(prepared: Prepared) -> None:
     dataset = data.load(spec.data)
     _check_shape(spec, dataset)
     smallest, largest = spec.batch_sizes()
-    if largest > len(dataset.train):
+    training_images = len(dataset.train.images)
+    if largest > training_images:
         raise SpecError(
-            f"training.batch_size: {largest} is more than the {len(dataset.train)} training images of {dataset.name}"
+            f"training.batch_size: {largest} is more than the {training_images} training images of {dataset.name}"
         )
     if smallest < plan.workers:
         raise SpecError(f"training.batch_size: {smallest} images cannot be shared by {plan.workers} processes")

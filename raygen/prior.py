@@ -66,7 +66,7 @@ def with_mixture(trained: TrainedModel, dataset: Dataset, components: int = COMP
     Raises RunError where it has no encoder or its latents are not finite, SpecError for more components than images.
     """
     require_encoder(trained, "leave out --prior gmm")
-    images = dataset.train[:MOST_IMAGES]
+    images = dataset.train.images[:MOST_IMAGES]
     if components > len(images):
         raise SpecError(f"--components {components}: {dataset.name} has only {len(images)} training images to fit")
     latents = encode(trained, images).double()

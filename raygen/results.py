@@ -147,7 +147,7 @@ def _judged(run: Run, original: Trial, dataset: data.Dataset) -> _Configuration:
 
 
 def _candidate(trial: Trial, record: BestRecord, dataset: data.Dataset, *, in_full: bool) -> _Candidate:
-    spec, everything = trial.spec(), len(dataset.held_out)
+    spec, everything = trial.spec(), len(dataset.validation.images)
     images = min(spec.evaluation.images, everything)
     if not in_full or images == everything:
         return _Candidate(trial=trial, record=record, metrics=record.metrics, images=images)
@@ -155,7 +155,7 @@ def _candidate(trial: Trial, record: BestRecord, dataset: data.Dataset, *, in_fu
     with checkpoint.explained(f"cannot read the checkpoint of trial {trial.number}"):
         model.load_state_dict(checkpoint.read_best_weights(trial.checkpoint))
     options = spec.evaluation.model_copy(update={"images": everything})
-    held_out = held_out_images(dataset.held_out, options, CPU)
+    held_out = held_out_images(dataset.validation.images, options, CPU)
     metrics = evaluate(model.eval().requires_grad_(False), held_out, options)
     return _Candidate(trial=trial, record=record, metrics=metrics, images=everything)
 
@@ -209,5 +209,5 @@ def _picture(trained: TrainedModel, dataset: data.Dataset) -> Image.Image:
     if isinstance(trained.model, Sampler):
         return pictures.grid(sample(trained, SAMPLES, SAMPLES_SEED))
     assert isinstance(trained.model, Reconstructor), "a model samples, reconstructs or both"
-    images = dataset.held_out[:RECONSTRUCTIONS].float() / 255
+    images = dataset.validation.images[:RECONSTRUCTIONS].float() / 255
     return pictures.grid(torch.cat([images, trained.model.decode(trained.model.encode(images))]), columns=len(images))

@@ -140,9 +140,16 @@ class Trial:
     def extend(self, epochs: int) -> None:
         """Let a finished training go on to so many epochs."""
         document = _read_json(self.folder / "trial.json")
+        document["extended_from"] = document["spec"]["training"]["epochs"]
         document["spec"]["training"]["epochs"] = epochs
         _write_json(self.folder / "trial.json", document)
         self.set_status("interrupted", "extended")
+
+    @property
+    def extended_from(self) -> int | None:
+        """The epochs that it had before it was extended last; None if it never was."""
+        epochs: int | None = _read_json(self.folder / "trial.json").get("extended_from")
+        return epochs
 
     def status(self) -> Status:
         """The state it is in, as last written."""

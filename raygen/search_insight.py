@@ -120,20 +120,6 @@ def span(distribution: Distribution, values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(value for value in distribution.choice if value in taken)
 
 
-def rungs(search: SearchOptions, epochs: int) -> list[int]:
-    """The epochs after which a trial may be stopped: the rungs of asha below `epochs`, the first epoch of median."""
-    first = math.ceil(search.grace_fraction * epochs)
-    if search.scheduler == "fifo":
-        return []
-    if search.scheduler == "median":
-        return [first]
-    found = []
-    while first < epochs:
-        found.append(first)
-        first *= search.reduction_factor
-    return found
-
-
 def _ranked(run: Run, trials: Sequence[Trial]) -> list[tuple[TrialRecord, float]]:
     """The trials, the best first, each with its rank from 0; equal values have equal ranks.
 

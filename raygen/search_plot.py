@@ -13,9 +13,10 @@ from raygen import files
 from raygen.errors import RunError
 from raygen.metrics import PREFIX
 from raygen.runs import ENDED, Run, Trial, TrialRecord
-from raygen.search_insight import best_trials, rungs, span
+from raygen.search_insight import best_trials, span
 from raygen.space import Choice, Distribution, IntUniform, LogUniform
-from raygen.spec import TuneSpec
+from raygen.spec import SearchOptions, TuneSpec
+from raygen.stopping import rungs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,12 +123,20 @@ def _draw_curves(axes: Axes, drawing: _Drawing) -> None:
             labels.setdefault(record.state, drawing.colour(record))
     drawing.limit(axes, seen)
     handles = [Line2D([], [], color=colour, label=label) for label, colour in labels.items()]
-    for epoch in rungs(drawing.search, drawing.epochs) if drawing.search else ():
-        line = axes.axvline(epoch, color=RUNG_COLOUR, linestyle=":", linewidth=1, zorder=0, label="rungs")
-        handles = [*handles, line] if handles[-1].get_label() != "rungs" else handles
+    lines = [
+        axes.axvline(epoch, color=RUNG_COLOUR, linestyle=":", linewidth=1, zorder=0, label=label)
+        for epoch, label in (_rungs(drawing.search, drawing.epochs) if drawing.search else ())
+    ]
+    handles += lines[:1]
     axes.legend(handles=handles, fontsize=8, framealpha=0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel=drawing.label)
+
+
+def _rungs(search: SearchOptions, epochs: int) -> list[tuple[int, str]]:
+    """The epochs to mark, each with a label: all rungs, or the first of a median's, which are all epochs from there."""
+    found = rungs(search, epochs)
+    return [(found[0], "median from here")] if search.scheduler == "median" else [(epoch, "rung") for epoch in found]
 
 
 def _draw_cost(axes: Axes, drawing: _Drawing) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
+import re
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from raygen.errors import SpaceError
+
+WIDE_RANGE = 10
+"""A range of --vary whose bounds differ by this factor or more is logarithmic."""
 
 Number = int | float
 Scalar = bool | int | float | str
@@ -36,6 +42,10 @@ class _Interval(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     def edges(self) -> list[Any]:
         """The values at which a range first becomes impossible."""
         return list(self.bounds)
+
+    def values(self) -> list[Any]:
+        """Every value, of a range that has a few; none of one that has too many to try them all."""
+        return []
 
 
 class _RealInterval(_Interval, frozen=True):
@@ -67,6 +77,11 @@ class Quantised(_Interval, frozen=True):
         low, high = self.bounds
         return [low, min(low + self.step, high), high]
 
+    def values(self) -> list[Any]:
+        """Every step of the range."""
+        low, high = self.bounds
+        return [low + self.step * number for number in range(int((high - low) / self.step + 1e-9) + 1)]
+
 
 class IntUniform(_Interval, frozen=True):
     """Whole numbers between two bounds, both included; `log` makes small ones likelier."""
@@ -85,6 +100,11 @@ class IntUniform(_Interval, frozen=True):
         # A field that takes multiples of a number would take the bounds, but not the value beside one.
         return [low, min(low + 1, high), high]
 
+    def values(self) -> list[Any]:
+        """Every whole number of the range; none if it is logarithmic, which asks for some of them only."""
+        low, high = self.int
+        return [] if self.log else list(range(low, high + 1))
+
 
 class Choice(BaseModel, frozen=True, extra="forbid"):
     """One of the values listed; a value may be a list, such as layer sizes."""
@@ -94,6 +114,10 @@ class Choice(BaseModel, frozen=True, extra="forbid"):
     def edges(self) -> list[Any]:
         """Every value, as each may be impossible by itself."""
         return list(self.choice)
+
+    def values(self) -> list[Any]:
+        """Every value, in the order listed."""
+        return [list(value) if isinstance(value, tuple) else value for value in self.choice]
 
 
 FORMS = {
@@ -133,6 +157,15 @@ class Space(BaseModel, frozen=True, extra="forbid"):
     direction: Literal["min", "max"]
     parameters: dict[str, Distribution] = Field(min_length=1)
 
+    def grid_size(self) -> int:
+        """The configurations there are in all; raises SpaceError naming a parameter that does not list its values."""
+        for name, distribution in self.parameters.items():
+            if not distribution.values():
+                raise SpaceError(
+                    f"{self.origin}: {name}: a grid needs the values to try, such as --vary {name}=VALUE,VALUE,VALUE"
+                )
+        return math.prod(len(distribution.values()) for distribution in self.parameters.values())
+
 
 def names() -> dict[str, str]:
     """The spaces that come with Raygen, with the first comment line of each file."""
@@ -158,14 +191,51 @@ def text(name_or_path: str) -> str:
         raise SpaceError(f"{name_or_path}: cannot be read as a search space: {error}") from error
 
 
+def of_values(model: str, objective: str, direction: Literal["min", "max"], varied: Mapping[str, str]) -> Space:
+    """The space of `--vary PATH=VALUES`: `4,8,16` lists values, `1e-4..1e-2` and `8..64` are ranges.
+
+    A range of which the second bound is ten times the first, or more, is logarithmic. Raises SpaceError.
+    """
+    parameters = {path: _parsed(path, text) for path, text in varied.items()}
+    content = {"origin": "--vary", "model": model, "objective": objective, "direction": direction}
+    return _validated({**content, "parameters": parameters})
+
+
+def _parsed(path: str, text: str) -> dict[str, Any]:
+    low, dots, high = text.partition("..")
+    if not dots:
+        values = [_value(part) for part in re.split(r",(?![^\[]*\])", text)]
+        if len(values) < 2:
+            raise SpaceError(f"--vary {path}={text}: list two values or more; --set {path}={text} fixes one")
+        return {"choice": values}
+    bounds = _value(low), _value(high)
+    if not all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds):
+        raise SpaceError(f"--vary {path}={text}: a range is two numbers, such as {path}=1e-4..1e-2 or {path}=8..64")
+    is_wide = bounds[0] > 0 and bounds[1] >= WIDE_RANGE * bounds[0]
+    if all(isinstance(bound, int) for bound in bounds):
+        return {"int": list(bounds), "log": is_wide}
+    return {"loguniform" if is_wide else "uniform": list(bounds)}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.strip()
+
+
 def read(name_or_path: str) -> Space:
     """The space of that name or file; raises SpaceError naming file and key where it is not one."""
     try:
         content = tomllib.loads(text(name_or_path))
     except tomllib.TOMLDecodeError as error:
         raise SpaceError(f"{name_or_path}: not valid TOML: {error}") from error
+    return _validated({"origin": name_or_path, **content})
+
+
+def _validated(content: Mapping[str, Any]) -> Space:
     try:
-        return Space.model_validate({"origin": name_or_path, **content})
+        return Space.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         # The third part of a parameter's location is the form's tag, which the person did not write.
@@ -174,4 +244,4 @@ def read(name_or_path: str) -> Space:
         nearest = difflib.get_close_matches(key, known, n=1) if first["type"] == "extra_forbidden" else []
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         reason = first["msg"].removeprefix("Value error, ")
-        raise SpaceError(f"{name_or_path}: {key}: {reason}{hint}") from error
+        raise SpaceError(f"{content['origin']}: {key}: {reason}{hint}") from error

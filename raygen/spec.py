@@ -29,7 +29,7 @@ from raygen.models._options import ModelOptions
 from raygen.space import Space
 
 Precision = Literal["fp32", "bf16"]
-Sampler = Literal["optuna", "random"]
+Sampler = Literal["optuna", "random", "grid"]
 Scheduler = Literal["asha", "fifo", "median"]
 
 Settings = Mapping[str, Any]
@@ -210,7 +210,10 @@ class SearchOptions(BaseModel, frozen=True, extra="forbid"):
 
     space: Space
     trials: int = Field(16, ge=1, description="configurations to try")
-    sampler: Sampler = Field("optuna", description="optuna: tree-structured Parzen estimator")
+    sampler: Sampler = Field(
+        "optuna", description="optuna: tree-structured Parzen estimator; grid: every configuration of listed values"
+    )
+    defaults_first: bool = Field(True, description="the first trial is the spec as it stands, and runs to its end")
     scheduler: Scheduler = Field(
         "asha", description="asha: successive halving; median: stop below the median; fifo: stop nothing"
     )
@@ -236,22 +239,42 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
     search: SearchOptions
 
     @classmethod
-    def search_over(cls, space: str, model: str, settings: Settings) -> Self:
-        """The spec of a search over the space of that name or file; raises SpaceError and SpecError."""
+    def search_over(
+        cls, space: str | None, model: str, settings: Settings, *, vary: Mapping[str, str] | None = None
+    ) -> Self:
+        """The spec of a search over the space of that name or file, the model's own, or what `vary` says.
+
+        `vary` holds values or a range by dotted path (raygen.space.of_values). Raises SpaceError and SpecError.
+        """
         models.check(model)
-        read = space_files.read(space)
-        _check_purpose(read, model)
-        for path in settings.keys() & read.parameters.keys():
+        if space and vary:
+            raise SpecError("--space and --vary both say what varies; type one of them")
+        chosen = _varied(model, settings, vary) if vary else space_files.read(space or model)
+        _check_purpose(chosen, model)
+        for path in settings.keys() & chosen.parameters.keys():
             raise SpecError(
-                f"{path} is what the space {read.origin!r} varies; leave it out, or edit a copy of the space"
+                f"{path} is what the space {chosen.origin!r} varies; leave it out, or edit a copy of the space"
             )
-        chosen = {"evaluation.objective": read.objective, "search.space": read.model_dump(mode="json"), **settings}
-        return cls.create(model, chosen)
+        searched: dict[str, Any] = {
+            "evaluation.objective": chosen.objective,
+            "search.space": chosen.model_dump(mode="json"),
+        }
+        if settings.get("search.sampler") == "grid":
+            # Whoever types a grid wants all of it.
+            searched |= {"search.trials": chosen.grid_size(), "search.scheduler": "fifo"}
+        return cls.create(model, {**searched, **settings})
 
     def batch_sizes(self) -> tuple[int, int]:
         varied = self.search.space.parameters.get("training.batch_size")
         sizes = [int(size) for size in varied.edges()] if varied else [self.training.batch_size]
         return min(sizes), max(sizes)
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> Self:
+        if self.search.sampler == "grid" and self.search.trials != self.search.space.grid_size():
+            size = self.search.space.grid_size()
+            raise SpecError(f"search.trials: a grid runs all of its {size} configurations; leave out --trials")
+        return self
 
     @model_validator(mode="after")
     def _check_space(self) -> Self:
@@ -301,6 +324,14 @@ def _check_metric(name: str, model: str) -> None:
         every = (metrics.find(known) for known in metrics.names())
         fitting = [each.name for each in every if each.compute and issubclass(family, each.requires)]
         raise SpecError(f"{model} cannot be judged by {name}; it can by {', '.join(fitting)}")
+
+
+def _varied(model: str, settings: Settings, vary: Mapping[str, str]) -> Space:
+    """The space of what is named, for the objective that is set or the model's own."""
+    own = models.find(model).recipe["evaluation"]["objective"]
+    objective = str(settings.get("evaluation.objective", own))
+    _check_metric(objective, model)
+    return space_files.of_values(model, objective, metrics.find(objective).direction, vary)
 
 
 def _check_purpose(space: Space, model: str) -> None:

@@ -45,7 +45,7 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
-    """The embedded data set: 1,617 training images and 180 held-out ones of 1×8×8."""
+    """The embedded data set: 1,437 images to train on, 180 to validate and 180 to test, of 1×8×8."""
     from raygen import data
 
     return data.load(data.DataOptions())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raygen import data, metrics
-from raygen.data import DataOptions, Dataset
+from raygen.data import DataOptions, Dataset, Part
 from raygen.errors import DataError, RaygenError, SpecError
 from raygen.evaluation import EvaluationCard, evaluate, suitable_metrics
 from raygen.metrics import _classifier, _features
@@ -64,7 +64,7 @@ def test_it_is_what_a_training_reports(name: str, trained: dict[str, TrainedMode
     model = trained[name]
     names = [metric for metric in computable(model) if metrics.find(metric).compute and "is_log" not in metric]
     card = evaluate(model, digits, names, images=100, seed=3)
-    images = digits.held_out[:100].float() / 255
+    images = digits.validation.images[:100].float() / 255
     for metric in names:
         compute = metrics.find(metric).compute
         assert compute is not None
@@ -155,6 +155,6 @@ def test_other_data_are_refused(trained: dict[str, TrainedModel], digits: Datase
     larger = data.load(DataOptions(image_size=16))
     with pytest.raises(SpecError, match="the model takes images of 8×8 with 1 channel, but digits has"):
         evaluate(trained["ae"], larger, ["val_mse"])
-    unlabelled = Dataset("mine", digits.train, digits.held_out)
+    unlabelled = Dataset("mine", Part(digits.train.images), Part(digits.validation.images), None, "")
     with pytest.raises(DataError, match="mine has no labels to train the classifier network on"):
         evaluate(trained["gan"], unlabelled, ["val_kid"], network="classifier")

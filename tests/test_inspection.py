@@ -18,9 +18,9 @@ def test_positions_lead_back_to_the_rows_of_an_array(tmp_path: Path) -> None:
     rows = np.arange(50, dtype=np.uint8)[:, None, None] * np.ones((1, 8, 8), dtype=np.uint8)
     np.save(tmp_path / "numbered.npy", rows)
     dataset = data.load(DataOptions(source=str(tmp_path / "numbered.npy")))
-    shown = torch.cat([dataset.train, dataset.held_out])[:, 0, 0, 0]
+    shown = torch.cat([part.images for part in (dataset.train, dataset.validation, dataset.test) if part])[:, 0, 0, 0]
     assert data.source_positions(dataset).tolist() == shown.tolist()
-    for split, count in (("all", 50), ("train", 45), ("held-out", 5)):
+    for split, count in (("all", 50), ("train", 40), ("held-out", 5)):
         chosen = inspection.select(dataset, split)  # type: ignore[arg-type]
         assert chosen.images[:, 0, 0, 0].tolist() == chosen.positions.tolist() == sorted(chosen.positions.tolist())
         assert len(chosen.positions) == count
@@ -39,13 +39,14 @@ def test_positions_lead_back_to_the_sorted_files_of_a_folder(tmp_path: Path) -> 
 def test_labels_and_splits_stay_with_their_images(digits: Dataset) -> None:
     chosen = inspection.select(digits, "all")
     assert chosen.labels is not None
-    assert digits.held_out_labels is not None
+    assert digits.test is not None
+    assert digits.test.labels is not None
     order = data.source_positions(digits)
     last = order[-1]
-    assert torch.equal(chosen.images[last], digits.held_out[-1])
-    assert chosen.labels[last] == digits.held_out_labels[-1]
+    assert torch.equal(chosen.images[last], digits.test.images[-1])
+    assert chosen.labels[last] == digits.test.labels[-1]
     assert chosen.held_out[last]
-    assert int(chosen.held_out.sum()) == len(digits.held_out)
+    assert int(chosen.held_out.sum()) == len(digits.validation.images) + len(digits.test.images)
 
 
 def test_great_circles_keep_the_length_that_a_gaussian_has() -> None:

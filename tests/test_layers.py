@@ -21,10 +21,12 @@ LAYERS = [
     ["cluster"],
     ["comparison"],
     ["evaluation", "queue"],
+    ["spread"],
     ["prior"],
     ["inspection"],
     ["search_plot"],
     ["search_insight"],
+    ["proposals", "stopping"],
     ["results", "study"],
     ["runs"],
     ["training"],
@@ -135,7 +137,7 @@ def test_ray_is_known_to_one_folder(path: Path) -> None:
     packages = {name.partition(".")[0] for name in all_imports(path)}
     if part(path) != "cluster":
         assert "ray" not in packages
-    if part(path) not in ("cluster", "study"):
+    if part(path) not in ("cluster", "proposals", "study"):
         assert "optuna" not in packages
 
 

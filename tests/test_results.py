@@ -101,7 +101,7 @@ def test_what_is_loaded_is_what_was_judged(search: Run, digits: Dataset) -> None
         trained = results.load(place)
         assert trained.spec.model.latent_dim == trained.metrics["parameters"]["model.latent_dim"]
         assert trained.spec.optimizer.lr == trained.metrics["parameters"]["optimizer.lr"]
-        images = held_out_images(digits.held_out, trained.spec.evaluation, CPU)
+        images = held_out_images(digits.validation.images, trained.spec.evaluation, CPU)
         values = evaluate(trained.model, images, trained.spec.evaluation)
         assert values[search.objective] == pytest.approx(trained.metrics["value"], rel=1e-5)
         assert values == pytest.approx({name: trained.metrics["metrics"][name] for name in values}, rel=1e-5)
@@ -151,8 +151,8 @@ def test_the_best_of_a_search_are_judged_once_more_on_all_held_out_images(storag
     results.collect_best(run)
     found = [json.loads((place / "metrics.json").read_text()) for place in run.best_places()]
     for place, entry in zip(run.best_places(), found, strict=True):
-        options = run.spec().evaluation.model_copy(update={"images": len(digits.held_out)})
-        values = evaluate(results.load(place).model, held_out_images(digits.held_out, options, CPU), options)
+        options = run.spec().evaluation.model_copy(update={"images": len(digits.validation.images)})
+        values = evaluate(results.load(place).model, held_out_images(digits.validation.images, options, CPU), options)
         assert entry["full_evaluation"]["images"] == 180
         assert entry["full_evaluation"]["metrics"] == pytest.approx(values)
         assert entry["over_seeds"] == {"mean": values["val_elbo"], "spread": None, "seeds": 1}
@@ -264,7 +264,7 @@ def test_the_value_told_is_that_of_the_weights_kept(storage: Path, digits: Datas
     trial.set_status("failed", "its process was lost")
     results.collect_best(run)
     trained = results.load(run.best())
-    images = held_out_images(digits.held_out, trained.spec.evaluation, CPU)
+    images = held_out_images(digits.validation.images, trained.spec.evaluation, CPU)
     values = evaluate(trained.model, images, trained.spec.evaluation)
     assert trained.metrics["value"] == pytest.approx(values["val_mse"], rel=1e-5)
 

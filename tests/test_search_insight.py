@@ -13,7 +13,7 @@ from raygen.errors import RunError
 from raygen.plan import Plan
 from raygen.runs import Run
 from raygen.search_insight import SearchInsight
-from raygen.spec import SearchOptions, TrainSpec
+from raygen.spec import TrainSpec
 from tests.searches import PLAN, add_trial, search
 
 THREE = """
@@ -135,15 +135,6 @@ def test_a_training_is_no_search(storage: Path) -> None:
     run = Run.create(storage, "train", TrainSpec.create("ae", {}), Plan(**vars(PLAN)), "min", name="one")
     with pytest.raises(RunError, match="one is one training"):
         search_insight.of_run(run)
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "epochs", "expected"),
-    [("asha", 40, [4, 12, 36]), ("asha", 3, [1]), ("asha", 1, []), ("median", 40, [4]), ("fifo", 40, [])],
-)
-def test_rungs(storage: Path, scheduler: str, epochs: int, expected: list[int]) -> None:
-    options = search(storage, THREE, scheduler=scheduler, grace_fraction=0.1, reduction_factor=3).spec_json["search"]
-    assert search_insight.rungs(SearchOptions.model_validate(options), epochs) == expected
 
 
 # The command

@@ -1,25 +1,26 @@
-"""The search policy: which configuration each trial tries, and which trials are stopped early."""
+"""A search's policy as Ray Tune asks for it: which trial comes next, and which one stops early.
+
+Both follow from the run folder alone, so that a search goes on in another process as it would have in the first.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from raygen.models._base import derived_seed
+from raygen.proposals import Proposals
 from raygen.runs import ENDED, Run, Trial
-from raygen.spec import SearchOptions, TrainSpec, TuneSpec
-from raygen.study import decoded, distributions, encoded, observed
+from raygen.spec import TrainSpec, TuneSpec
+from raygen.stopping import EarlyStopping
 
 
 class RunSearcher(Searcher):
-    """Proposes the trials of a run: first those left unfinished, then new ones from Optuna.
+    """Hands out the trials of a run: first those left unfinished, then new ones.
 
-    What the run's ended trials showed is told to Optuna first, so a run can go on after its process is gone.
     A plain training is a search over nothing with one trial.
     """
 
@@ -27,19 +28,12 @@ class RunSearcher(Searcher):
         super().__init__(metric=run.objective, mode=run.direction)
         self._run = run
         self._spec = spec
-        search = spec.search if isinstance(spec, TuneSpec) else None
-        self._distributions = distributions(search.space) if search else {}
         earlier = run.configurations()
         self._unfinished = [trial for trial in earlier if trial.status().state not in ENDED]
-        self._lacking = (search.trials if search else 1) - len(earlier)
-        self._study = optuna.create_study(
-            direction="maximize" if run.direction == "max" else "minimize",
-            sampler=_sampler(search, seed=derived_seed(spec.seed, "search", len(earlier)) % 2**32),
-        )
-        self._asked: dict[str, tuple[Trial, optuna.Trial]] = {}
-        for trial in earlier:
-            if trial not in self._unfinished:
-                self._study.add_trial(observed(trial.record(run.objective), self._distributions))
+        self._lacking = (spec.search.trials if isinstance(spec, TuneSpec) else 1) - len(earlier)
+        ended = [trial.record(run.objective) for trial in earlier if trial not in self._unfinished]
+        self._proposals = Proposals(spec, ended, begun=len(earlier)) if isinstance(spec, TuneSpec) else None
+        self._running: dict[str, tuple[Trial, optuna.Trial | None]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next trial to run, as the plain JSON that its actor is given."""
@@ -47,29 +41,24 @@ class RunSearcher(Searcher):
             return str(Searcher.FINISHED)
         if self._unfinished:
             trial = self._unfinished.pop(0)
-            self._study.enqueue_trial(encoded(trial.parameters, self._distributions))
-            asked = self._study.ask(self._distributions)
+            asked = self._proposals.ask_again(trial.parameters) if self._proposals else None
         elif self._lacking > 0:
             self._lacking -= 1
-            asked = self._study.ask(self._distributions)
-            trial = self._new_trial(asked)
+            trial, asked = self._new_trial()
         else:
             return str(Searcher.FINISHED)
-        self._asked[trial_id] = trial, asked
+        self._running[trial_id] = trial, asked
         return {"run": str(self._run.folder), "number": trial.number}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna the trial's best value, or that it has none."""
-        trial, asked = self._asked[trial_id]
-        value = trial.record(self._run.objective).objective
-        if value is None:
-            self._study.tell(asked, state=TrialState.FAIL)
-        else:
-            self._study.tell(asked, value)
+        """Learn the trial's best value, or that it has none."""
+        trial, asked = self._running[trial_id]
+        if self._proposals and asked:
+            self._proposals.tell(asked, trial.record(self._run.objective).objective)
 
     def trial(self, trial_id: str) -> Trial:
         """The trial that Tune knows by this name."""
-        return self._asked[trial_id][0]
+        return self._running[trial_id][0]
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the run folder holds all that a search needs to go on."""
@@ -77,10 +66,13 @@ class RunSearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing: the run folder holds all that a search needs to go on."""
 
-    def _new_trial(self, asked: optuna.Trial) -> Trial:
-        parameters = decoded(asked.params, self._distributions)
-        spec = self._spec.trial_spec(parameters) if isinstance(self._spec, TuneSpec) else self._spec
-        return self._run.new_trial(len(self._run.trials()) + 1, parameters, spec)
+    def _new_trial(self) -> tuple[Trial, optuna.Trial | None]:
+        number = len(self._run.trials()) + 1
+        if self._proposals is None or not isinstance(self._spec, TuneSpec):
+            return self._run.new_trial(number, {}, self._spec), None
+        asked = self._proposals.ask()
+        parameters = self._proposals.parameters(asked)
+        return self._run.new_trial(number, parameters, self._spec.trial_spec(parameters)), asked
 
 
 class ReplicateSearcher(Searcher):
@@ -117,25 +109,27 @@ class ReplicateSearcher(Searcher):
         """Do nothing: the run folder holds all that a search needs to go on."""
 
 
-def scheduler(spec: TrainSpec, *, direction: str) -> TrialScheduler:
-    """What stops trials early; epochs are the unit of time."""
-    search = spec.search if isinstance(spec, TuneSpec) else None
-    if search is None or search.scheduler == "fifo":
-        return FIFOScheduler()
-    grace_epochs = math.ceil(search.grace_fraction * spec.training.epochs)
-    common = {"time_attr": "epoch", "metric": spec.evaluation.objective, "mode": direction}
-    if search.scheduler == "median":
-        return MedianStoppingRule(**common, grace_period=grace_epochs)
-    return AsyncHyperBandScheduler(
-        **common,
-        max_t=spec.training.epochs,
-        grace_period=grace_epochs,
-        reduction_factor=search.reduction_factor,
-    )
+class RungScheduler(FIFOScheduler):
+    """Stops trials early by what the run folder shows of all of them, earlier attempts and extensions included."""
 
+    def __init__(self, run: Run, spec: TuneSpec, searcher: RunSearcher) -> None:
+        super().__init__()
+        self._run = run
+        self._searcher = searcher
+        self._first_is_defaults = spec.search.defaults_first
+        self._stopping = EarlyStopping(spec.search, epochs=spec.training.epochs, direction=run.direction)
 
-def _sampler(search: SearchOptions | None, *, seed: int) -> optuna.samplers.BaseSampler:
-    if search is None or search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    # Running trials count as bad ones, so that several at a time do not all try the same place.
-    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        """STOP or CONTINUE, after an epoch of a trial."""
+        mine = self._searcher.trial(trial.trial_id)
+        # A search must not lose to its defaults: that trial runs to its end, whatever starts faster.
+        is_defaults = self._first_is_defaults and mine.number == 1
+        just_extended = mine.extended_from == result["epoch"] - 1
+        if is_defaults or just_extended or result["epoch"] not in self._stopping.rungs:
+            return str(FIFOScheduler.CONTINUE)
+        others = [self._curve(other) for other in self._run.configurations() if other.number != mine.number]
+        stops = self._stopping.should_stop(self._curve(mine), others)
+        return str(FIFOScheduler.STOP if stops else FIFOScheduler.CONTINUE)
+
+    def _curve(self, trial: Trial) -> list[float]:
+        return [line["metrics"][self._run.objective] for line in trial.epochs()]

@@ -11,7 +11,7 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneC
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from raygen.cluster.search import ReplicateSearcher, RunSearcher, scheduler
+from raygen.cluster.search import ReplicateSearcher, RungScheduler, RunSearcher
 from raygen.cluster.worker import TrialActor
 from raygen.errors import Cause, OutOfMemoryError, ProcessLostError
 from raygen.plan import Plan
@@ -24,8 +24,11 @@ TRIAL_FAILURES = 2
 
 def run_trials(run: Run, spec: TrainSpec) -> None:
     """Run every trial that the run still lacks, as many at once as its plan says; then its best on further seeds."""
-    trials = spec.search.trials if isinstance(spec, TuneSpec) else 1
-    _run(run, RunSearcher(run, spec), scheduler(spec, direction=run.direction), at_most=trials)
+    searcher = RunSearcher(run, spec)
+    if isinstance(spec, TuneSpec):
+        _run(run, searcher, RungScheduler(run, spec, searcher), at_most=spec.search.trials)
+    else:
+        _run(run, searcher, FIFOScheduler(), at_most=1)
     if not run.should_stop() and not lost_trials(run):
         replicates = ReplicateSearcher(run)
         if replicates.number_of_trials:

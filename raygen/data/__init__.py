@@ -7,13 +7,13 @@ A source is the name of a data set (`catalog.py`), a folder of images (`folder.p
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raygen.data.images import Images
+    from raygen.data.source import Source
+
+Split = Literal["train", "validation", "test"]
 
 SMALLEST_SIDE = 8  # pixels
 
@@ -44,8 +47,15 @@ class DataOptions(BaseModel):
         ge=SMALLEST_SIDE,
         description="crop and resize the images to squares of this side, in pixels",
     )
-    held_out_fraction: float = Field(
-        0.1, gt=0, le=0.5, description="part of the images kept out of training, for evaluation"
+    validation_fraction: float = Field(
+        0.1, gt=0, le=0.5, description="part of the images that no training sees: epochs and trials are chosen on it"
+    )
+    test_fraction: float = Field(
+        0.1,
+        ge=0,
+        lt=0.5,
+        description="part of the images that no training or choice sees, of a set without an official test part; "
+        "0: no test part",
     )
     normal_class: int | None = Field(
         None, ge=0, description="train on the images of this class only, to find what is none; none: all classes"
@@ -53,44 +63,78 @@ class DataOptions(BaseModel):
 
 
 @dataclass(frozen=True)
+class Part:
+    """Images uint8 [N, C, H, W] in 0..255 of one part of a data set; `labels` is int64 [N] from 0 if it has classes.
+
+    `load` maps them from a file that all processes of a node share. The map is copy-on-write: writing to a tensor
+    changes this process only, never the file.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+
+    def split(self, validation_fraction: float, test_fraction: float) -> tuple[Part, Part, Part | None]:
+        """The images in their order as parts for training, validation and, unless its fraction is 0, testing."""
+        from raygen.data import split
+
+        sizes = split.sizes(len(self.images), validation_fraction, test_fraction)
+        labels = [None] * 3 if self.labels is None else self.labels.split(sizes)
+        train, validation, test = map(Part, self.images.split(sizes), labels)
+        return train, validation, test if sizes[-1] else None
+
+    def only(self, label: int) -> Part:
+        """The images of one class, of a part that has classes; there may be none."""
+        assert self.labels is not None, "a class can be taken of labelled images"
+        rows = self.labels == label
+        return Part(self.images[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """Decoded images, uint8 [N, C, H, W] in 0..255, in memory that all processes of a node share.
+    """The three parts of a data set, and the digest of its images: sixteen hexadecimal digits.
 
-    Where the source has classes, `train_labels` and `held_out_labels` are those of the images, int64 [N] from 0.
-
-    The memory map is copy-on-write: writing to a tensor changes this process only, never the file.
+    `test` is the official test part of a set that has one, else some images that no training or choice sees; it is
+    None if there is no such part, for the reason given in `no_test`.
     """
 
     name: str
-    train: Tensor
-    held_out: Tensor
-    train_labels: Tensor | None = None
-    held_out_labels: Tensor | None = None
+    train: Part
+    validation: Part
+    test: Part | None
+    digest: str
+    has_official_test: bool = False
+    no_test: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of one image, (C, H, W)."""
-        channels, height, width = self.train.shape[1:]
+        channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    def part(self, split: Split) -> Part:
+        """One part by its name; raises DataError for a test part that is not there, saying why."""
+        if split == "test" and self.test is None:
+            raise DataError(f"{self.name} has no test images{self.no_test and f': {self.no_test}'}")
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        part = parts[split]
+        assert part is not None
+        return part
+
     def only(self, label: int) -> Dataset:
-        """The images of one class; raises DataError where there are no classes, or too few images of this one."""
-        if self.train_labels is None or self.held_out_labels is None:
+        """The images of one class; raises DataError if there are no classes, or too few images of this one."""
+        if self.train.labels is None or self.validation.labels is None:
             raise DataError(f"{self.name} has no classes to take one from; --normal-class is for labelled images")
-        train, held_out = self.train_labels == label, self.held_out_labels == label
-        if not train.any() or not held_out.any():
-            classes = ", ".join(map(str, self.train_labels.unique().tolist()[:20]))
+        train, validation = self.train.only(label), self.validation.only(label)
+        unlabelled = self.test is not None and self.test.labels is None
+        test = None if self.test is None or unlabelled else self.test.only(label)
+        if not all(len(part.images) for part in (train, validation, test) if part):
+            classes = ", ".join(map(str, self.train.labels.unique().tolist()[:20]))
             raise DataError(
-                f"--normal-class {label}: {self.name} needs images of it to train on and to hold out; its classes are "
-                f"{classes}"
+                f"--normal-class {label}: {self.name} needs images of it in each of its parts, to train, to validate "
+                f"and to test on; its classes are {classes}"
             )
-        return Dataset(
-            self.name,
-            self.train[train],
-            self.held_out[held_out],
-            self.train_labels[train],
-            self.held_out_labels[held_out],
-        )
+        no_test = "its test images have no labels to tell the normal class by" if unlabelled else self.no_test
+        return replace(self, train=train, validation=validation, test=test, no_test=no_test)
 
 
 def names() -> dict[str, str]:
@@ -105,23 +149,43 @@ def names() -> dict[str, str]:
 def load(options: DataOptions) -> Dataset:
     """Load the images of a source, decoding them only if no run on this node has done so before.
 
-    The held-out part is the same for every run, whatever its seed: the cache holds the images in one fixed
-    shuffled order, and the held-out part is the end of it. Of a normal class, both parts hold its images only.
+    The parts are the same for every run, whatever its seed: the cache holds the images in one fixed shuffled order,
+    the training images first, then those for validation, then those for testing unless an official test part has a
+    file of its own. Of a normal class, all parts hold its images only.
 
     Raises DataError if the source does not exist, cannot be decoded, or has too few or too small images, or none of
     the normal class.
     """
+    name, source = _source(options)
+    test_fraction = 0.0 if source.has_official_test else options.test_fraction
+    whole, digest = _decoded(options, name, source, least=3 if test_fraction else 2)
+    train, validation, test = whole.split(options.validation_fraction, test_fraction)
+    no_test = source.no_test
+    if source.test is not None:
+        test, digest_of_test = _decoded(options, f"{name}-test", source.test, least=1)
+        _check_alike(options, train, test)
+        digest = hashlib.sha256(f"{digest} {digest_of_test}".encode()).hexdigest()[: len(digest)]
+    elif test is None and not no_test:
+        no_test = "data.test_fraction is 0"
+    dataset = Dataset(name, train, validation, test, digest, source.has_official_test, no_test)
+    return dataset if options.normal_class is None else dataset.only(options.normal_class)
+
+
+def _decoded(options: DataOptions, name: str, source: Source, *, least: int) -> tuple[Part, str]:
+    """All images of a source, in their shuffled order, and their digest; raises DataError for fewer than `least`."""
     import torch
 
     from raygen.data import cache
 
-    name, fingerprint, read = _source(options)
+    def check_count(count: int) -> None:
+        if count < least:
+            uses = ", ".join(("one to train on", "one to validate on", "one to test on")[:least])
+            raise DataError(f"{options.source}: {least} images are needed, {uses}, not {count}")
 
     def read_checked() -> Images:
-        images = read()
+        images = source.read()
         count, _, height, width = images.shape
-        if count < 2:
-            raise DataError(f"{options.source}: 2 images are needed, one to train on and one to hold out, not {count}")
+        check_count(count)
         if min(height, width) < SMALLEST_SIDE:
             raise DataError(
                 f"{options.source} holds images of {width}x{height} pixels; 8x8 is the smallest size: "
@@ -130,44 +194,54 @@ def load(options: DataOptions) -> Dataset:
         return images
 
     size = str(options.image_size or "native")
-    decoded, classes = cache.decode_once(f"{name}-{size}", f"{size}\n{fingerprint}", read_checked)
-    images, labels = torch.from_numpy(decoded), None if classes is None else torch.from_numpy(classes)
-    held_out = max(1, round(len(images) * options.held_out_fraction))
-    dataset = Dataset(name, images[:-held_out], images[-held_out:])
-    if labels is not None:
-        dataset = replace(dataset, train_labels=labels[:-held_out], held_out_labels=labels[-held_out:])
-    return dataset if options.normal_class is None else dataset.only(options.normal_class)
+    decoded = cache.decode_once(f"{name}-{size}", f"{size}\n{source.fingerprint}", read_checked)
+    check_count(len(decoded.images))  # again: it may have been decoded for a training that splits off no test part
+    labels = None if decoded.labels is None else torch.from_numpy(decoded.labels)
+    return Part(torch.from_numpy(decoded.images), labels), decoded.digest
+
+
+def _check_alike(options: DataOptions, train: Part, test: Part) -> None:
+    ours, theirs = train.images.shape[1:], test.images.shape[1:]
+    if ours != theirs:
+        raise DataError(
+            f"{options.source}: the training images are {list(ours)}, those of the official test part {list(theirs)}; "
+            "remove the files that are of another set"
+        )
 
 
 def source_positions(dataset: Dataset) -> Tensor:
-    """Position in the source, int64 [N] from 0, of each image that `load` gave: the training images, then the others.
+    """Position in the source, int64 [N] from 0, of each image that `load` gave: those of train, validation and test.
 
-    The order of a folder is that of its sorted paths; of an array, that of its rows. Only a data set of all its
-    classes has these positions, not one of a normal class.
+    The order of a folder is that of its sorted paths; of an array, that of its rows. The images of an official test
+    part come after all others. Only a data set of all its classes has these positions, not one of a normal class.
     """
+    import numpy as np
     import torch
 
-    from raygen.data import cache
+    from raygen.data import split
 
-    return torch.from_numpy(cache.shuffled(len(dataset.train) + len(dataset.held_out)))
+    if dataset.test is None or not dataset.has_official_test:
+        parts = [dataset.train, dataset.validation, *([dataset.test] if dataset.test else [])]
+        return torch.from_numpy(split.shuffled(sum(len(part.images) for part in parts)))
+    first = split.shuffled(len(dataset.train.images) + len(dataset.validation.images))
+    official = split.shuffled(len(dataset.test.images))
+    return torch.from_numpy(np.concatenate([first, len(first) + official]))
 
 
-def _source(options: DataOptions) -> tuple[str, str, Callable[[], Images]]:
-    """Name of the source, a text that changes with its content, and the function that reads its images."""
+def _source(options: DataOptions) -> tuple[str, Source]:
+    """Name of the source, and its images."""
     known = names()
     if options.source in known:
-        function = getattr(catalog, options.source.replace("-", "_"))
-        return options.source, options.source, partial(function, options.root, options.image_size)
+        function: Callable[[DataOptions], Source] = getattr(catalog, options.source.replace("-", "_"))
+        return options.source, function(options)
 
     from raygen.data import array, folder
 
     path = Path(os.path.abspath(os.path.expanduser(options.source)))
     if os.path.isdir(path):
-        files = folder.image_files(path)
-        fingerprint = folder.fingerprint(path, files)
-        return path.name, fingerprint, partial(folder.read_with_classes, path, files, options.image_size)
+        return path.name, folder.source(path, options.image_size)
     if os.path.isfile(path):
-        return path.stem, array.fingerprint(path), partial(array.read, path, options.image_size)
+        return path.stem, array.source(path, options.image_size)
 
     # The spec made the source absolute, so only its last part can be a name mistyped.
     nearest = difflib.get_close_matches(path.name.lower(), known, n=1)

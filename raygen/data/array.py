@@ -3,6 +3,7 @@
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygen.data.images import Images, Labelled, resized
+from raygen.data.source import Source
 from raygen.errors import DataError
 
 ACCEPTED = (
@@ -42,10 +44,10 @@ class _ArrayImages:
         return pixels
 
 
-def fingerprint(path: Path) -> str:
-    """A text that changes when the file is written or moved."""
+def source(path: Path, image_size: int | None) -> Source:
+    """The images of an array file; its fingerprint changes when the file is written or moved."""
     status = path.stat()
-    return f"{path}\n{status.st_size}\n{status.st_mtime_ns}"
+    return Source(f"{path}\n{status.st_size}\n{status.st_mtime_ns}", partial(read, path, image_size))
 
 
 def read(path: Path, image_size: int | None) -> Images:

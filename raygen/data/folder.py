@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from raygen.data.images import Images, Labelled, square
+from raygen.data.source import Source
 from raygen.errors import DataError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -53,6 +55,12 @@ class ImageFiles:
         return array[None] if grey else array.transpose(2, 0, 1)
 
 
+def source(folder: Path, image_size: int | None) -> Source:
+    """The images of a folder; raises DataError if there are none."""
+    files = image_files(folder)
+    return Source(fingerprint(folder, files), partial(read_with_classes, folder, files, image_size))
+
+
 def image_files(folder: Path) -> list[Path]:
     """Image files below a folder, sorted by path; hidden files and links to folders are left out.
 
@@ -76,8 +84,8 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path, files: list[Path]) -> str:
-    """A text that changes when a file is added, removed, renamed or written; raises DataError."""
-    digest = hashlib.sha256()
+    """A text that changes when the folder is moved or a file added, removed, renamed or written; raises DataError."""
+    digest = hashlib.sha256(os.fsencode(f"{folder}\n"))
     for path in files:
         try:
             status = path.stat()

@@ -77,10 +77,10 @@ class Classifier:
 
 def trained_on(dataset: Dataset) -> Classifier:
     """The classifier of a data set, from the cache where it is; raises DataError without labels of 2 classes."""
-    if dataset.train_labels is None or dataset.held_out_labels is None:
+    if dataset.train.labels is None or dataset.validation.labels is None:
         raise DataError(f"{dataset.name} has no labels to train the classifier network on: use --network random")
-    classes = 1 + int(torch.maximum(dataset.train_labels.max(), dataset.held_out_labels.max()))
-    if len(dataset.train_labels.unique()) < 2 or classes > MOST_CLASSES:
+    classes = 1 + int(torch.maximum(dataset.train.labels.max(), dataset.validation.labels.max()))
+    if len(dataset.train.labels.unique()) < 2 or classes > MOST_CLASSES:
         raise DataError(
             f"{dataset.name}: the classifier network takes labels of 2 classes or more, below {MOST_CLASSES}: "
             "use --network random"
@@ -116,10 +116,10 @@ def _read(path: Path, classes: int, source: str) -> Classifier | None:
 
 
 def _train_and_write(path: Path, classes: int, dataset: Dataset) -> Classifier:
-    assert dataset.train_labels is not None
-    assert dataset.held_out_labels is not None
-    network = _train(dataset.train[:TRAINING_IMAGES], dataset.train_labels[:TRAINING_IMAGES], classes)
-    accuracy = _accuracy(network, dataset.held_out, dataset.held_out_labels)
+    assert dataset.train.labels is not None
+    assert dataset.validation.labels is not None
+    network = _train(dataset.train.images[:TRAINING_IMAGES], dataset.train.labels[:TRAINING_IMAGES], classes)
+    accuracy = _accuracy(network, dataset.validation.images, dataset.validation.labels)
     partial = path.with_name(f"{path.name}.{platform.node()}.partial")
     save_file(network.state_dict(), partial, metadata={"held_out_accuracy": repr(accuracy), "source": dataset.name})
     os.replace(partial, path)
@@ -162,13 +162,13 @@ def _digest(network: Network) -> str:
 def _fingerprint(dataset: Dataset) -> str:
     """Changes with the images or labels that the classifier is trained or tested on."""
     digest = hashlib.sha256(f"{VERSION}".encode())
-    assert dataset.train_labels is not None
-    assert dataset.held_out_labels is not None
+    assert dataset.train.labels is not None
+    assert dataset.validation.labels is not None
     for part in (
-        dataset.train[:TRAINING_IMAGES],
-        dataset.train_labels[:TRAINING_IMAGES],
-        dataset.held_out,
-        dataset.held_out_labels,
+        dataset.train.images[:TRAINING_IMAGES],
+        dataset.train.labels[:TRAINING_IMAGES],
+        dataset.validation.images,
+        dataset.validation.labels,
     ):
         digest.update(str(tuple(part.shape)).encode())
         digest.update(part.numpy().tobytes())

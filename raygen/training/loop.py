@@ -241,13 +241,13 @@ def fit(
     """
     # Without this, cuDNN may add up in another order each time, and a resumed run would drift from the first.
     torch.backends.cudnn.deterministic = True
-    batches = Batches(dataset.train, spec, group)
+    batches = Batches(dataset.train.images, spec, group)
     model = build_model(spec, ImageShape(*dataset.shape), group.device)
     training = Training(spec, model, steps=spec.training.epochs * batches.per_epoch, group=group)
     progress = checkpoint.restore(checkpoint_path, training.trained)
     _check_same_start(progress.step, group)
     saver = _Saver(checkpoint_path, training.trained, progress, group=group, every_s=spec.training.checkpoint_every_s)
-    held_out = held_out_images(dataset.held_out, spec.evaluation, group.device)
+    held_out = held_out_images(dataset.validation.images, spec.evaluation, group.device)
 
     while progress.step < training.steps:
         stopped = False

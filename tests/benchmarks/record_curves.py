@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from raygen import data, files
-from raygen.data import DataOptions
+from raygen.data import DataOptions, Part
 from raygen.errors import TrainingError
 from raygen.spec import TrainSpec
 from raygen.training.loop import fit
@@ -117,7 +117,11 @@ def record(family: str, parameters: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     recording = RECORDINGS[family]
     dataset = data.load(DataOptions(source="fashion-mnist"))
-    dataset = replace(dataset, train=dataset.train[: recording.images], held_out=dataset.held_out[:HELD_OUT])
+    dataset = replace(
+        dataset,
+        train=Part(dataset.train.images[: recording.images]),
+        validation=Part(dataset.validation.images[:HELD_OUT]),
+    )
     spec = TrainSpec.create(
         family, {**recording.settings, **parameters, "training.epochs": recording.epochs, "health.enabled": False}
     )

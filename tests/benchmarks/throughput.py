@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -44,7 +45,7 @@ def main() -> None:
     options = _options()
     device = torch.device(options.device)
     dataset = _dataset(options.steps * options.batch_size)
-    images = len(dataset.train)
+    images = len(dataset.train.images)
     settings = {"arch": options.arch, "hidden": [400], "latent_dim": 20, "likelihood": "bernoulli"}
     spec = TrainSpec.create(
         "vae",
@@ -95,7 +96,7 @@ def data_loader_loop(spec: TrainSpec, dataset: data.Dataset, device: torch.devic
     loss_of = model.phases()[0].loss
     optimizer = torch.optim.Adam(model.parameters(), lr=spec.optimizer.lr)
     loader = torch.utils.data.DataLoader(
-        Pictures(dataset.train),
+        Pictures(dataset.train.images),
         batch_size=spec.training.batch_size,
         shuffle=True,
         drop_last=True,
@@ -120,11 +121,11 @@ def bare_steps(spec: TrainSpec, dataset: data.Dataset, device: torch.device) -> 
     model = build_model(spec, ImageShape(*dataset.shape), device)
     loss_of = model.phases()[0].loss
     optimizer = torch.optim.Adam(model.parameters(), lr=spec.optimizer.lr, fused=True)
-    images = dataset.train[: spec.training.batch_size].to(device=device, dtype=torch.float32) / 255
+    images = dataset.train.images[: spec.training.batch_size].to(device=device, dtype=torch.float32) / 255
     batch = Batch(images=images, noise=PlainNoise(len(images), device))
     while True:
         start_s = time.perf_counter()
-        for _ in range(len(dataset.train) // spec.training.batch_size):
+        for _ in range(len(dataset.train.images) // spec.training.batch_size):
             optimizer.zero_grad()
             loss, _ = loss_of(batch)
             loss.backward()
@@ -175,8 +176,8 @@ def _dataset(images: int) -> data.Dataset:
             found = data.load(data.DataOptions(source="fashion-mnist"))
     except DataError:
         pixels = torch.randint(256, (60_000, 1, 28, 28), dtype=torch.uint8)
-        found = data.Dataset("random pixels", pixels[:54_000], pixels[54_000:])
-    return data.Dataset(found.name, found.train[:images], found.held_out)
+        found = data.Dataset("random pixels", data.Part(pixels[:54_000]), data.Part(pixels[54_000:]), None, "")
+    return replace(found, train=data.Part(found.train.images[:images]))
 
 
 def _table(speeds: dict[str, list[float]], *, title: str, caption: str) -> Table:

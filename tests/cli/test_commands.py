@@ -51,7 +51,7 @@ REFUSED = {
     "train gan --compile --set model.loss=wgan-gp": "leave out --compile",
     "train vae --data fashion-mnst": "did you mean fashion-mnist",
     "train vae --data no/such/folder": "no/such/folder",
-    "train vae --batch-size 100000": "1617 training images",
+    "train vae --batch-size 100000": "1437 training images",
     "train vae --image-size 4": "data.image_size",
     "train vae --address 127.0.0.1:6379": "write http://HOST:8265",
     "train vae --address nonsense": "nonsense is not the address of a Ray dashboard",

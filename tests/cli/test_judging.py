@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,12 @@ def test_other_images_are_judged_with_data(trained: CliRunner) -> None:
 def test_a_model_of_one_class_is_judged_on_it_and_finds_the_others(trained: CliRunner, digits: Dataset) -> None:
     """Only the area under the ROC curve is over all classes, and needs no option."""
     values = judged(trained, "evaluate zeros")["values"]
-    assert digits.held_out_labels is not None
-    normal = int((digits.held_out_labels == 0).sum())
-    assert (values["val_mse"]["images"], values["val_anomaly_auroc"]["images"]) == (normal, len(digits.held_out))
+    assert digits.validation.labels is not None
+    normal = int((digits.validation.labels == 0).sum())
+    assert (values["val_mse"]["images"], values["val_anomaly_auroc"]["images"]) == (
+        normal,
+        len(digits.validation.images),
+    )
     details = values["val_anomaly_auroc"]["details"]
     assert (details["normal_class"], details["normal_images"]) == (0, normal)
     assert values["val_anomaly_auroc"]["value"] > 0.95
@@ -191,8 +195,8 @@ def test_runs_on_other_data_are_refused(models: dict[str, TrainedModel], digits:
     moved = TrainedModel(vae.model, vae.spec.with_settings({"data.source": "mnist"}), {})
     with pytest.raises(SpecError, match=r"ae and vae cannot be compared: their data.source is digits and mnist"):
         comparison.check_data({"ae": ae, "vae": moved})
-    split = TrainedModel(vae.model, vae.spec.with_settings({"data.held_out_fraction": 0.2}), {})
-    with pytest.raises(SpecError, match=r"data.held_out_fraction is 0.1 and 0.2"):
+    split = TrainedModel(vae.model, vae.spec.with_settings({"data.validation_fraction": 0.2}), {})
+    with pytest.raises(SpecError, match=r"data.validation_fraction is 0.1 and 0.2"):
         comparison.check_data({"ae": ae, "vae": split})
     comparison.check_data(models)
 
@@ -225,7 +229,7 @@ def test_a_mixture_has_the_moments_of_the_latents(models: dict[str, TrainedModel
     sampler = mixed.prior.sampler
     assert isinstance(sampler, prior.MixtureSampler)
     drawn = sampler.latents(torch.randn(50_000, sampler.latent_dim, generator=torch.Generator().manual_seed(0)))
-    latents = inspection.encode(models["ae"], digits.train)
+    latents = inspection.encode(models["ae"], digits.train.images)
     scale = latents.std(dim=0)
     assert ((drawn.mean(dim=0) - latents.mean(dim=0)).abs() < 0.05 * scale).all()
     assert (drawn.T.cov() - latents.T.cov()).abs().max() < 0.05 * scale.square().max()
@@ -242,6 +246,6 @@ def test_a_mixture_of_one_is_a_gaussian_and_more_fit_better(models: dict[str, Tr
 
 
 def test_latents_all_alike_are_fitted_too(models: dict[str, TrainedModel], digits: Dataset) -> None:
-    same = data.Dataset("same", digits.train[:1].expand(40, -1, -1, -1), digits.held_out)
+    same = replace(digits, train=data.Part(digits.train.images[:1].expand(40, -1, -1, -1)))
     mixed = prior.with_mixture(models["ae"], same, 3)
     assert mixed.prior is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raygen.queue.job import State
-from tests.typed_commands import Queue
+from tests.typed_commands import Queue, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -96,3 +96,38 @@ def test_the_best_configurations_are_run_again_on_further_seeds(queue: Queue) ->
     assert second.mean is not None
     assert first.mean <= second.mean
     assert " ± " in done.stdout
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median", "fifo"])
+def test_a_search_ends_well_whatever_its_trials_come_to(scheduler: str, queue: Queue, tmp_path: Path) -> None:
+    """One trial diverges at once, one collapses, one is cancelled and goes on, with each way of stopping early."""
+    space = tmp_path / "mixed.toml"
+    space.write_text(
+        'model = "gan"\nobjective = "val_frechet"\ndirection = "min"\n'
+        '[parameters]\n"model.discriminator_lr_scale" = { choice = [1.0, 1e-3, 1e12] }\n'
+    )
+    name = f"mixed-{scheduler}"
+    fixed = "--set training.batch_size=32 --set model.width=8 --set search.grace_fraction=0.6 --cpus-per-trial 2"
+    options = f"{fixed} --search grid --set search.scheduler={scheduler} --epochs 40 --name {name}"
+    assert queue.raygen("tune", "gan", "--space", str(space), *options.split(), "--detach").returncode == 0
+    queue.wait_for(name, State.RUNNING)
+    run = queue.run(name)
+    wait_until(lambda: bool(run.trials()) and len(run.trials()[0].epochs()) >= 2, "two epochs of the first trial")
+    assert queue.raygen("cancel", name, "--wait").returncode == 0
+    cancelled = run.trials()[0]
+    assert cancelled.status().state == "interrupted"
+    done_before = len(cancelled.epochs())
+
+    done = queue.raygen("tune", "--resume", name)
+    assert done.returncode == 0, done.stderr
+    healthy, collapsed, diverged = (
+        next(record for record in run.records() if set(record.parameters.values()) == {scale})
+        for scale in (1.0, 1e-3, 1e12)
+    )
+    assert healthy.number == 1, "the defaults come first"
+    assert (healthy.state, healthy.epoch) == ("finished", 40)
+    assert done_before < 40
+    assert (collapsed.state, collapsed.reason.partition(":")[0]) == ("stopped", "mode collapse")
+    assert collapsed.objective is not None
+    assert (diverged.state, diverged.epoch, diverged.objective) == ("failed", 0, None)
+    assert run.best().is_dir()

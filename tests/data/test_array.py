@@ -27,12 +27,12 @@ TYPES = {
 
 
 def load_file(path: Path) -> Dataset:
-    return load(DataOptions(source=str(path)))
+    return load(DataOptions(source=str(path), test_fraction=0))
 
 
 def content(dataset: Dataset) -> np.ndarray:
     """All images, sorted, as the file's order is not kept."""
-    images = torch.cat([dataset.train, dataset.held_out]).numpy()
+    images = torch.cat([dataset.train.images, dataset.validation.images]).numpy()
     return np.array(sorted(images.tolist()))
 
 
@@ -69,7 +69,7 @@ def test_every_layout_and_type_keeps_the_values(
 
 def test_floats_are_rounded_not_cut(tmp_path: Path) -> None:
     np.save(tmp_path / "grey.npy", np.full((2, 8, 8), 0.999, dtype=np.float32))
-    assert load_file(tmp_path / "grey.npy").train.unique().tolist() == [255]
+    assert load_file(tmp_path / "grey.npy").train.images.unique().tolist() == [255]
 
 
 def test_the_only_array_of_a_npz_needs_no_name(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_only_array_of_a_npz_needs_no_name(tmp_path: Path) -> None:
 def test_a_rewritten_file_is_decoded_again(tmp_path: Path) -> None:
     for value in (1, 2):
         np.save(tmp_path / "mine.npy", np.full((4, 8, 8 + value), value, dtype=np.uint8))
-        assert load_file(tmp_path / "mine.npy").train.unique().tolist() == [value]
+        assert load_file(tmp_path / "mine.npy").train.images.unique().tolist() == [value]
 
 
 @pytest.mark.parametrize(

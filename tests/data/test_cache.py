@@ -22,8 +22,8 @@ def save_noise(path: Path, count: int = 50) -> DataOptions:
 
 
 def decoded_files() -> list[Path]:
-    """Everything in the cache but the lock files."""
-    return [path for path in (cache.folder() / "decoded").iterdir() if path.suffix != ".lock"]
+    """Everything in the cache but the locks and digests."""
+    return [path for path in (cache.folder() / "decoded").iterdir() if path.suffix not in (".lock", ".digest")]
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_decoded_once_then_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise AssertionError("read again")
 
     monkeypatch.setattr("raygen.data.array.read", refuse)
-    assert torch.equal(load(options).train, first.train)
+    assert torch.equal(load(options).train.images, first.train.images)
 
 
 def test_each_size_and_each_source_has_its_file(tmp_path: Path) -> None:
@@ -60,10 +60,22 @@ def test_each_size_and_each_source_has_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep_bytes", [0, 5, 60, 128, 1000])
 def test_a_truncated_file_is_decoded_again(tmp_path: Path, keep_bytes: int) -> None:
     options = save_noise(tmp_path / "noise.npy")
-    whole = load(options).train.clone()
+    whole = load(options).train.images.clone()
     (file,) = decoded_files()
     file.write_bytes(file.read_bytes()[:keep_bytes])
-    assert torch.equal(load(options).train, whole)
+    assert torch.equal(load(options).train.images, whole)
+
+
+@pytest.mark.parametrize("content", [None, "", "0123", "Z" * 16])
+def test_without_its_digest_a_file_is_decoded_again(tmp_path: Path, content: str | None) -> None:
+    options = save_noise(tmp_path / "noise.npy")
+    digest = load(options).digest
+    [file] = (cache.folder() / "decoded").glob("*.digest")
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    assert load(options).digest == digest
 
 
 def _load_in_process(options: DataOptions, start: Any, results: Any) -> None:
@@ -80,7 +92,7 @@ def _load_in_process(options: DataOptions, start: Any, results: Any) -> None:
 
     array.read = counted
     start.wait()
-    total = load(options).train.sum().item()
+    total = load(options).train.images.sum().item()
     results.put((total, reads))
 
 
@@ -107,8 +119,7 @@ def test_what_a_killed_process_left_is_replaced(tmp_path: Path, monkeypatch: pyt
         patch.setattr(os, "replace", lambda source, target: None)
         with pytest.raises(Exception, match="cannot map"):
             load(options)
-    (partial,) = decoded_files()
-    assert partial.suffix == ".partial"
+    assert {path.suffix for path in decoded_files()} == {".partial"}
     load(options)
     (file,) = decoded_files()
     assert file.suffix == ".npy"
@@ -126,7 +137,7 @@ def test_no_room_for_the_file(tmp_path: Path, refusal: Refusal) -> None:
     assert "RAYGEN_CACHE" in message
     assert os.strerror(errno.EFBIG) in message
     assert decoded_files() == []
-    assert len(load(options).train) == 900
+    assert len(load(options).train.images) == 800
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,11 +151,11 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, refusal: Refusal, monkey
 
 def test_large_sources_are_written_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = save_noise(tmp_path / "noise.npy")
-    whole = load(options).train.clone()
+    whole = load(options).train.images.clone()
     (file,) = decoded_files()
     file.unlink()
     monkeypatch.setattr(cache, "CHUNK_BYTES", 1000)
-    assert torch.equal(load(options).train, whole)
+    assert torch.equal(load(options).train.images, whole)
 
 
 def test_labels_are_cached_beside_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,20 +171,20 @@ def test_labels_are_cached_beside_the_images(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("raygen.data.array.read", refuse)
     again = load(options)
     for dataset in (first, again):
-        assert dataset.train_labels is not None
-        assert dataset.held_out_labels is not None
-        assert torch.equal(dataset.train_labels, dataset.train[:, 0, 0, 0].long() % 7)
-        assert torch.equal(dataset.held_out_labels, dataset.held_out[:, 0, 0, 0].long() % 7)
+        assert dataset.train.labels is not None
+        assert dataset.validation.labels is not None
+        assert torch.equal(dataset.train.labels, dataset.train.images[:, 0, 0, 0].long() % 7)
+        assert torch.equal(dataset.validation.labels, dataset.validation.images[:, 0, 0, 0].long() % 7)
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 5, 60, 128, 200])
 def test_truncated_labels_are_read_again(tmp_path: Path, keep_bytes: int) -> None:
     np.savez(tmp_path / "mine.npz", images=np.zeros((50, 8, 8), dtype=np.uint8), labels=np.arange(50, dtype=np.uint8))
     options = DataOptions(source=str(tmp_path / "mine.npz"))
-    whole = load(options).train_labels
+    whole = load(options).train.labels
     [file] = [file for file in decoded_files() if file.name.endswith(".labels.npy")]
     file.write_bytes(file.read_bytes()[:keep_bytes])
-    again = load(options).train_labels
+    again = load(options).train.labels
     assert whole is not None
     assert again is not None
     assert torch.equal(again, whole)
@@ -181,4 +192,4 @@ def test_truncated_labels_are_read_again(tmp_path: Path, keep_bytes: int) -> Non
 
 def test_images_without_labels_have_none(tmp_path: Path) -> None:
     dataset = load(save_noise(tmp_path / "noise.npy"))
-    assert (dataset.train_labels, dataset.held_out_labels) == (None, None)
+    assert (dataset.train.labels, dataset.validation.labels) == (None, None)

@@ -1,5 +1,7 @@
 import gzip
+import os
 import pickle
+import re
 import socket
 import struct
 from collections.abc import Callable
@@ -11,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from raygen.data import DataOptions, catalog, load
+from raygen.data import DataOptions, Split, catalog, load, source_positions
+from raygen.errors import DataError
 
 Refusal = Callable[..., str]
 
@@ -26,12 +29,25 @@ def nothing_installed_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def write_idx(path: Path, count: int = 20, magic: int = 2051) -> None:
+def write_idx(path: Path, count: int = 20, magic: int = 2051, seed: int = 0) -> None:
     """Write random 28x28 images in MNIST's format, compressed if the name says so."""
-    pixels = np.random.RandomState(0).bytes(count * 28 * 28)
-    content = struct.pack(">IIII", magic, count, 28, 28) + pixels
+    pixels = np.random.RandomState(seed).bytes(count * 28 * 28)
+    write(path, struct.pack(">IIII", magic, count, 28, 28) + pixels)
+
+
+def write_labels(path: Path, labels: bytes) -> None:
+    write(path, struct.pack(">II", 2049, len(labels)) + labels)
+
+
+def write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def random_pixels(count: int, seed: int = 0) -> torch.Tensor:
+    """The images of `write_idx`, [N, 784]."""
+    pixels = np.frombuffer(np.random.RandomState(seed).bytes(count * 784), dtype=np.uint8)
+    return torch.from_numpy(pixels.reshape(count, 784).copy())
 
 
 @pytest.mark.parametrize("place", ["root", "cache/datasets", "system"])
@@ -40,21 +56,97 @@ def test_mnist_is_found_in_each_place(tmp_path: Path, place: str, name: str) -> 
     write_idx(tmp_path / place / name)
     dataset = load(DataOptions(source="mnist", root=tmp_path / "root"))
     assert dataset.shape == (1, 28, 28)
-    assert (len(dataset.train), len(dataset.held_out)) == (18, 2)
+    assert (len(dataset.train.images), len(dataset.validation.images)) == (18, 2)
 
 
 def test_the_root_comes_first(tmp_path: Path) -> None:
     write_idx(tmp_path / "root/FashionMNIST/raw/train-images-idx3-ubyte.gz", count=10)
     write_idx(tmp_path / "system/fashion-mnist/train-images-idx3-ubyte.gz", count=20)
-    assert len(load(DataOptions(source="fashion-mnist", root=tmp_path / "root")).train) == 9
+    assert len(load(DataOptions(source="fashion-mnist", root=tmp_path / "root")).train.images) == 9
 
 
 def test_values_of_an_idx_file(tmp_path: Path) -> None:
     write_idx(tmp_path / "system/mnist/train-images-idx3-ubyte")
     dataset = load(DataOptions(source="mnist"))
-    images = torch.cat([dataset.train, dataset.held_out]).flatten(1).numpy()
-    expected = np.frombuffer(np.random.RandomState(0).bytes(20 * 784), dtype=np.uint8).reshape(20, 784)
-    assert sorted(images.tolist()) == sorted(expected.tolist())
+    images = torch.cat([dataset.train.images, dataset.validation.images]).flatten(1)
+    assert sorted(images.tolist()) == sorted(random_pixels(20).tolist())
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_the_official_test_part_is_that_of_the_test_files(tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / "root/MNIST/raw"
+    write_idx(folder / f"train-images-idx3-ubyte{suffix}")
+    write_idx(folder / f"t10k-images-idx3-ubyte{suffix}", count=7, seed=1)
+    write_labels(folder / f"t10k-labels-idx1-ubyte{suffix}", bytes(range(7)))
+    dataset = load(DataOptions(source="mnist", root=tmp_path / "root"))
+    assert (len(dataset.train.images), len(dataset.validation.images)) == (18, 2)
+    test = dataset.part("test")
+    assert test.labels is not None
+    assert torch.equal(test.images.flatten(1), random_pixels(7, seed=1)[test.labels])
+    assert source_positions(dataset)[20:].tolist() == (20 + test.labels).tolist()
+    assert sorted(source_positions(dataset).tolist()) == list(range(27))
+
+
+def test_without_the_test_file_no_other_images_are_tested_on(tmp_path: Path) -> None:
+    folder = tmp_path / "root/mnist"
+    write_idx(folder / "train-images-idx3-ubyte")
+    options = DataOptions(source="mnist", root=tmp_path / "root", test_fraction=0.2)
+    before = load(options)
+    assert (len(before.train.images), len(before.validation.images), before.test) == (18, 2, None)
+    missing = re.escape(f"mnist has no test images: t10k-images-idx3-ubyte or .gz is not in {folder}")
+    with pytest.raises(DataError, match=missing):
+        before.part("test")
+    write_idx(folder / "t10k-images-idx3-ubyte", count=7, seed=1)
+    after = load(options)
+    assert len(after.part("test").images) == 7
+    assert after.digest != before.digest
+    assert after.part("test").labels is None
+
+
+def test_a_normal_class_has_no_test_part_without_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "root/mnist"
+    write_idx(folder / "train-images-idx3-ubyte", count=40)
+    write_labels(folder / "train-labels-idx1-ubyte", bytes([1] * 40))
+    write_idx(folder / "t10k-images-idx3-ubyte", count=7)
+    ones = load(DataOptions(source="mnist", root=tmp_path / "root", normal_class=1))
+    with pytest.raises(DataError, match="its test images have no labels"):
+        ones.part("test")
+
+
+def test_a_test_file_of_another_set_is_refused(tmp_path: Path, refusal: Refusal) -> None:
+    folder = tmp_path / "root/mnist"
+    write_idx(folder / "train-images-idx3-ubyte")
+    write(folder / "t10k-images-idx3-ubyte", struct.pack(">IIII", 2051, 5, 9, 9) + bytes(5 * 81))
+    message = refusal("mnist", root=tmp_path / "root")
+    assert "the training images are [1, 28, 28], those of the official test part [1, 9, 9]" in message
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-images-idx3-ubyte.gz"])
+def test_another_root_is_another_set_of_images(tmp_path: Path, name: str) -> None:
+    """Though its files have the names, sizes and times of those that were decoded before."""
+    for seed, root in enumerate(("first", "second")):
+        write_idx(tmp_path / root / "mnist/train-images-idx3-ubyte", seed=0)
+        write_idx(tmp_path / root / "mnist/t10k-images-idx3-ubyte.gz", count=7, seed=0)
+        write_idx(tmp_path / root / "mnist" / name, count=20, seed=seed)
+        for path in (tmp_path / root / "mnist").iterdir():
+            os.utime(path, ns=(0, 0))
+    first, second, again = (
+        load(DataOptions(source="mnist", root=tmp_path / root)) for root in ("first", "second", "first")
+    )
+    part: Split = "train" if name.startswith("train") else "test"
+    assert not torch.equal(first.part(part).images, second.part(part).images)
+    assert torch.equal(first.part(part).images, again.part(part).images)
+    assert first.digest == again.digest != second.digest
+
+
+def test_a_file_in_the_place_of_another_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "root/mnist/train-images-idx3-ubyte"
+    digests = []
+    for seed in range(2):
+        write_idx(path, seed=seed)
+        os.utime(path, ns=(0, 0))
+        digests.append(load(DataOptions(source="mnist", root=tmp_path / "root")).digest)
+    assert digests[0] != digests[1]
 
 
 @pytest.mark.parametrize(
@@ -83,15 +175,14 @@ def test_labels_are_not_images(tmp_path: Path, refusal: Refusal) -> None:
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_labels_of_mnist(tmp_path: Path, refusal: Refusal, suffix: str) -> None:
     write_idx(tmp_path / "root/mnist/train-images-idx3-ubyte")
-    labels = struct.pack(">II", 2049, 20) + bytes(range(20))
     path = tmp_path / f"root/mnist/train-labels-idx1-ubyte{suffix}"
-    path.write_bytes(gzip.compress(labels[:-1]) if suffix else labels[:-1])
+    content = struct.pack(">II", 2049, 20) + bytes(range(20))
+    write(path, content[:-1])
     assert str(path) in refusal("mnist", root=tmp_path / "root")
-    path.write_bytes(gzip.compress(labels) if suffix else labels)
+    write(path, content)
     dataset = load(DataOptions(source="mnist", root=tmp_path / "root"))
-    pixels = np.frombuffer(np.random.RandomState(0).bytes(20 * 784), dtype=np.uint8).reshape(20, 784)
-    assert dataset.train_labels is not None
-    assert torch.equal(dataset.train.flatten(1), torch.from_numpy(pixels.copy())[dataset.train_labels])
+    assert dataset.train.labels is not None
+    assert torch.equal(dataset.train.images.flatten(1), random_pixels(20)[dataset.train.labels])
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "celeba"])
@@ -121,7 +212,8 @@ def test_a_download_goes_to_the_root_and_is_read_from_there(
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", download)
     dataset = load(DataOptions(source="mnist", root=tmp_path / "root"))
-    assert len(dataset.train) + len(dataset.held_out) == 10  # the test part is left alone
+    assert len(dataset.train.images) + len(dataset.validation.images) == 10
+    assert len(dataset.part("test").images) == 5
     assert (tmp_path / "root/MNIST/raw/train-images-idx3-ubyte").exists()
     assert capsys.readouterr().out == ""  # stdout is for data
 
@@ -131,9 +223,9 @@ def test_cifar10(tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPat
 
     folder = tmp_path / "root/cifar-10-batches-py"
     folder.mkdir(parents=True)
-    pixels = np.repeat(np.arange(12, dtype=np.uint8), 1024).reshape(4, 3072)  # one value per image and channel
-    for name in ("data_batch_1", "test_batch"):
-        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [4, 5, 6, 7]}))
+    pixels = np.repeat(np.arange(24, dtype=np.uint8), 1024).reshape(8, 3072)  # one value per image and channel
+    for name, rows in (("data_batch_1", slice(4)), ("test_batch", slice(4, 8))):
+        (folder / name).write_bytes(pickle.dumps({"data": pixels[rows], "labels": [4, 5, 6, 7]}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["cat"]}))
     message = refusal("cifar10", root=tmp_path / "root")  # not the MD5 sums of CIFAR-10
     assert str(folder) in message
@@ -144,10 +236,14 @@ def test_cifar10(tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cifar10, "meta", {**cifar10.meta, "md5": None})
     dataset = load(DataOptions(source="cifar10", root=tmp_path / "root"))
     assert dataset.shape == (3, 32, 32)
-    images = torch.cat([dataset.train, dataset.held_out])
+    images = torch.cat([dataset.train.images, dataset.validation.images])
     assert sorted(images[:, :, 5, 9].tolist()) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
-    assert dataset.train_labels is not None
-    assert torch.equal(dataset.train_labels, 4 + dataset.train[:, 0, 5, 9] // 3)
+    assert dataset.train.labels is not None
+    assert torch.equal(dataset.train.labels, 4 + dataset.train.images[:, 0, 5, 9] // 3)
+    test = dataset.part("test")
+    assert test.labels is not None
+    assert sorted(test.images[:, 0, 5, 9].tolist()) == [12, 15, 18, 21]
+    assert torch.equal(test.labels, test.images[:, 0, 5, 9] // 3)
 
 
 def test_celeba(tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,12 +257,24 @@ def test_celeba(tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatc
     assert str(folder) in message
     assert "5 of the 162770" in message
 
-    monkeypatch.setattr(catalog, "CELEBA_TRAINING_IMAGES", 4)
-    dataset = load(DataOptions(source="celeba", root=tmp_path / "root"))
+    for name, count in (("CELEBA_TRAINING_IMAGES", 4), ("CELEBA_TEST_IMAGES", 2), ("CELEBA_IMAGES", 7)):
+        monkeypatch.setattr(catalog, name, count)
+    options = DataOptions(source="celeba", root=tmp_path / "root")
+    dataset = load(options)
     assert dataset.shape == (3, 64, 64)
-    assert len(dataset.train) + len(dataset.held_out) == 4
-    assert dataset.train[..., 1:-1, :].min() > 190
+    assert len(dataset.train.images) + len(dataset.validation.images) == 4
+    assert dataset.train.images[..., 1:-1, :].min() > 190
     assert load(DataOptions(source="celeba", root=tmp_path / "root", image_size=32)).shape == (3, 32, 32)
+    with pytest.raises(DataError, match=r"celeba has no test images: .* holds 5 of 7 images"):
+        dataset.part("test")
+
+    Image.fromarray(face // 2).save(folder / "000006.jpg", quality=95)
+    Image.fromarray(face // 2).save(folder / "000007.jpg", quality=95)
+    test = load(options).part("test")
+    assert len(test.images) == 2
+    assert 90 < test.images[..., 1:-1, :].min() <= test.images.max() < 110
+    Image.fromarray(face // 4).save(folder / "000007.jpg", quality=95)
+    assert load(options).part("test").images.float().mean(dim=(1, 2, 3)).min() < 60
 
 
 def test_fashion_mnist_of_debian(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,9 +284,10 @@ def test_fashion_mnist_of_debian(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "SYSTEM_FOLDER", system_folder)
     dataset = load(DataOptions(source="fashion-mnist"))
     assert dataset.shape == (1, 28, 28)
-    assert (len(dataset.train), len(dataset.held_out)) == (54_000, 6_000)
-    assert dataset.train_labels is not None
-    assert dataset.held_out_labels is not None
-    assert torch.cat([dataset.train_labels, dataset.held_out_labels]).bincount().tolist() == [6000] * 10
-    pixels = (dataset.train.sum() + dataset.held_out.sum()).item()
+    assert (len(dataset.train.images), len(dataset.validation.images)) == (54_000, 6_000)
+    assert dataset.train.labels is not None
+    assert dataset.validation.labels is not None
+    assert torch.cat([dataset.train.labels, dataset.validation.labels]).bincount().tolist() == [6000] * 10
+    assert len(dataset.part("test").images) == 10_000
+    pixels = (dataset.train.images.sum() + dataset.validation.images.sum()).item()
     assert pixels / (60_000 * 784) == pytest.approx(72.94, abs=0.01)  # the known mean, 0.2860 x 255

@@ -21,12 +21,12 @@ def save(path: Path, value: int | tuple[int, ...] = 0, size: tuple[int, int] = (
 
 
 def load_folder(folder: Path, image_size: int | None = None) -> Dataset:
-    return load(DataOptions(source=str(folder), image_size=image_size))
+    return load(DataOptions(source=str(folder), image_size=image_size, test_fraction=0))
 
 
 def values(dataset: Dataset) -> list[int]:
     """First value of every image, sorted."""
-    return sorted(torch.cat([dataset.train, dataset.held_out])[:, 0, 0, 0].tolist())
+    return sorted(torch.cat([dataset.train.images, dataset.validation.images])[:, 0, 0, 0].tolist())
 
 
 def test_class_folders_are_read_in_sorted_order_and_hidden_files_are_not(tmp_path: Path) -> None:
@@ -39,13 +39,13 @@ def test_class_folders_are_read_in_sorted_order_and_hidden_files_are_not(tmp_pat
     dataset = load_folder(folder)
     assert dataset.name == "photos"
     assert dataset.shape == (3, 8, 8)
-    assert len(dataset.train) + len(dataset.held_out) == 4
+    assert len(dataset.train.images) + len(dataset.validation.images) == 4
 
 
 def test_colours_and_layout(tmp_path: Path) -> None:
     for index in range(3):
         save(tmp_path / f"{index}.png", (10, 20, 30), size=(12, 9))
-    image = load_folder(tmp_path).train[0]
+    image = load_folder(tmp_path).train.images[0]
     assert image.shape == (3, 9, 12)
     assert [image[channel].unique().item() for channel in range(3)] == [10, 20, 30]
 
@@ -82,10 +82,10 @@ def test_photographs_are_turned_upright(tmp_path: Path) -> None:
     for name in ("1.jpg", "2.jpg"):
         Image.fromarray(picture).save(tmp_path / name, exif=exif, quality=95)
     save(tmp_path / "3.jpg", size=(16, 32))  # upright already
-    image = load_folder(tmp_path).train[0]
+    image = load_folder(tmp_path).train.images[0]
     assert image.shape == (3, 32, 16)
     dataset = load_folder(tmp_path)
-    turned = torch.cat([dataset.train, dataset.held_out]).float().mean(dim=(1, 3))  # [N, H]
+    turned = torch.cat([dataset.train.images, dataset.validation.images]).float().mean(dim=(1, 3))  # [N, H]
     assert sorted(turned[:, -1].round().tolist()) == [0, 255, 255]
     assert turned[:, 0].max() < 10
 
@@ -98,7 +98,7 @@ def test_image_size_keeps_the_centre_of_large_photographs(tmp_path: Path) -> Non
     save(tmp_path / "3.png", 255, size=(10, 30), mode="L")  # smaller than asked for
     dataset = load_folder(tmp_path, image_size=32)
     assert dataset.shape == (1, 32, 32)
-    images = torch.cat([dataset.train, dataset.held_out]).float()
+    images = torch.cat([dataset.train.images, dataset.validation.images]).float()
     discs = images[images[:, 0, 0, 0] < 128, 0]
     assert len(discs) == 2
     expected = torch.from_numpy(disc[:, 150:550].reshape(1, 1, 400, 400)).float()
@@ -140,7 +140,7 @@ def test_a_corrupt_image(
 
 
 def test_float_pixels(tmp_path: Path, refusal: Refusal) -> None:
-    for name in ("1.tiff", "2.tiff"):
+    for name in ("1.tiff", "2.tiff", "3.tiff"):
         Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(tmp_path / name)
     assert ".tiff" in refusal(tmp_path)
 
@@ -176,13 +176,13 @@ def test_class_folders_are_labels(tmp_path: Path) -> None:
         for number in range(3):
             save(tmp_path / "photos" / name / f"{number}.png", index, mode="L")
     dataset = load_folder(tmp_path / "photos")
-    assert dataset.train_labels is not None
+    assert dataset.train.labels is not None
     classes = torch.tensor([0, 1, 1, 2])
-    assert torch.equal(dataset.train_labels, classes[dataset.train[:, 0, 0, 0].long()])
+    assert torch.equal(dataset.train.labels, classes[dataset.train.images[:, 0, 0, 0].long()])
 
 
 @pytest.mark.parametrize("names", [("a/1.png", "b/1.png", "2.png"), ("a/1.png", "a/2.png"), ("1.png", "2.png")])
 def test_folders_that_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         save(tmp_path / name)
-    assert load_folder(tmp_path).train_labels is None
+    assert load_folder(tmp_path).train.labels is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from raygen.data import DataOptions, load, names
+from raygen.data import DataOptions, Dataset, load, names
 from raygen.errors import DataError
 
 Refusal = Callable[..., str]
@@ -27,54 +27,95 @@ def test_the_default_is_all_digits_in_the_full_range() -> None:
     digits = load(DataOptions())
     assert digits.name == "digits"
     assert digits.shape == (1, 8, 8)
-    assert len(digits.train) + len(digits.held_out) == 1797
-    assert digits.train.dtype == torch.uint8
-    assert (digits.train.min(), digits.train.max()) == (0, 255)
+    assert [len(part) for part in (digits.train.images, digits.validation.images)] == [1437, 180]
+    assert digits.test is not None
+    assert len(digits.test.images) == 180
+    assert digits.train.images.dtype == torch.uint8
+    assert (digits.train.images.min(), digits.train.images.max()) == (0, 255)
 
 
-def test_held_out_part_is_fixed_disjoint_and_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_fixed_disjoint_and_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = str(save_numbered(tmp_path / "numbered.npy", 100))
-    first = load(DataOptions(source=source, held_out_fraction=0.2))
+    first = load(DataOptions(source=source, validation_fraction=0.2, test_fraction=0.1))
     monkeypatch.setenv("RAYGEN_CACHE", str(tmp_path / "other"))  # decoded a second time
     torch.manual_seed(1)
-    second = load(DataOptions(source=source, held_out_fraction=0.2))
-    assert torch.equal(first.train, second.train)
-    assert torch.equal(first.held_out, second.held_out)
-    train, held_out = first.train[:, 0, 0, 0].tolist(), first.held_out[:, 0, 0, 0].tolist()
-    assert (len(train), len(held_out)) == (80, 20)
-    assert sorted(train + held_out) == list(range(100))
-    assert train != sorted(train)
+    second = load(DataOptions(source=source, validation_fraction=0.2, test_fraction=0.1))
+    assert torch.equal(first.train.images, second.train.images)
+    assert torch.equal(first.validation.images, second.validation.images)
+    assert first.test is not None
+    assert second.test is not None
+    assert torch.equal(first.test.images, second.test.images)
+    parts = [part.images[:, 0, 0, 0].tolist() for part in (first.train, first.validation, first.test)]
+    assert [len(part) for part in parts] == [70, 20, 10]
+    assert sorted(number for part in parts for number in part) == list(range(100))
+    assert parts[0] != sorted(parts[0])
+
+
+def shown(dataset: Dataset) -> list[list[int]]:
+    """The numbers of the images of each part."""
+    parts = (dataset.train, dataset.validation, dataset.test)
+    return [part.images[:, 0, 0, 0].tolist() for part in parts if part]
 
 
 def test_the_order_of_images_never_changes(tmp_path: Path) -> None:
     # A reference: if this fails, held-out results are no longer comparable with those of earlier versions.
-    images = load(DataOptions(source=str(save_numbered(tmp_path / "numbered.npy", 10))))
-    assert [*images.train[:, 0, 0, 0].tolist(), *images.held_out[:, 0, 0, 0].tolist()] == [
-        4,
-        2,
-        5,
-        6,
-        3,
-        8,
-        7,
-        9,
-        0,
-        1,
-    ]
+    source = str(save_numbered(tmp_path / "numbered.npy", 10))
+    assert shown(load(DataOptions(source=source))) == [[4, 2, 5, 6, 3, 8, 7, 9], [0], [1]]
+    # What earlier versions, which knew no test part, trained on and held out.
+    earlier = load(DataOptions(source=source, validation_fraction=0.3, test_fraction=0))
+    assert shown(earlier) == [[4, 2, 5, 6, 3, 8, 7], [9, 0, 1]]
+    assert earlier.test is None
 
 
-@pytest.mark.parametrize(("count", "fraction", "held_out"), [(2, 0.01, 1), (2, 0.5, 1), (3, 0.5, 2), (30, 0.1, 3)])
-def test_both_parts_have_an_image(tmp_path: Path, count: int, fraction: float, held_out: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "validation", "test", "sizes"),
+    [
+        (2, 0.01, 0, (1, 1, 0)),
+        (2, 0.5, 0, (1, 1, 0)),
+        (3, 0.5, 0, (1, 2, 0)),
+        (3, 0.1, 0.1, (1, 1, 1)),
+        (4, 0.5, 0.49, (1, 1, 2)),
+        (30, 0.1, 0.2, (21, 3, 6)),
+        (25, 0.5, 0.49, (1, 12, 12)),
+    ],
+)
+def test_every_part_has_an_image(
+    tmp_path: Path, count: int, validation: float, test: float, sizes: tuple[int, int, int]
+) -> None:
     source = str(save_numbered(tmp_path / "few.npy", count))
-    images = load(DataOptions(source=source, held_out_fraction=fraction))
-    assert (len(images.train), len(images.held_out)) == (count - held_out, held_out)
+    dataset = load(DataOptions(source=source, validation_fraction=validation, test_fraction=test))
+    assert tuple(map(len, shown(dataset))) == tuple(size for size in sizes if size)
+
+
+def test_a_missing_test_part_says_why(tmp_path: Path) -> None:
+    dataset = load(DataOptions(source=str(save_numbered(tmp_path / "mine.npy", 10)), test_fraction=0))
+    assert dataset.part("train") is dataset.train
+    assert dataset.part("validation") is dataset.validation
+    with pytest.raises(DataError, match=r"mine has no test images: data\.test_fraction is 0"):
+        dataset.part("test")
+    with_test = load(DataOptions(source=str(tmp_path / "mine.npy")))
+    assert with_test.part("test") is with_test.test
+
+
+def test_the_digest_follows_the_images_alone(tmp_path: Path) -> None:
+    images = np.random.RandomState(0).randint(256, size=(20, 8, 8)).astype(np.uint8)
+    np.save(tmp_path / "first.npy", images)
+    np.save(tmp_path / "same.npy", images / 255)
+    images[3, 2, 1] ^= 1
+    np.save(tmp_path / "other.npy", images)
+    first, same, other = (
+        load(DataOptions(source=str(tmp_path / f"{name}.npy"))) for name in ("first", "same", "other")
+    )
+    assert first.digest == same.digest != other.digest
+    assert load(DataOptions(source=str(tmp_path / "first.npy"), test_fraction=0.3)).digest == first.digest
+    assert load(DataOptions(source=str(tmp_path / "first.npy"), image_size=9)).digest != first.digest
 
 
 def test_changing_an_image_in_memory_leaves_the_file_alone(tmp_path: Path) -> None:
     options = DataOptions(source=str(save_numbered(tmp_path / "numbered.npy", 10)))
-    before = load(options).train.clone()
-    load(options).train.fill_(77)
-    assert torch.equal(load(options).train, before)
+    before = load(options).train.images.clone()
+    load(options).train.images.fill_(77)
+    assert torch.equal(load(options).train.images, before)
 
 
 def test_image_size_resizes_any_source(tmp_path: Path) -> None:
@@ -84,8 +125,8 @@ def test_image_size_resizes_any_source(tmp_path: Path) -> None:
     images = load(DataOptions(source=str(tmp_path / "halves.npy"), image_size=8))
     assert images.shape == (3, 8, 8)
     # The centre is kept: the border stays in the middle.
-    assert (images.train[..., 0] == 0).all()
-    assert (images.train[..., -1] == 200).all()
+    assert (images.train.images[..., 0] == 0).all()
+    assert (images.train.images[..., -1] == 200).all()
     assert load(DataOptions(source="digits", image_size=12)).shape == (1, 12, 12)
 
 
@@ -111,8 +152,15 @@ def test_a_missing_path(tmp_path: Path, refusal: Refusal) -> None:
 
 
 def test_too_few_images(tmp_path: Path, refusal: Refusal) -> None:
-    for count in (0, 1):
-        assert "few.npy" in refusal(save_numbered(tmp_path / "few.npy", count))
+    for count in (0, 1, 2):
+        message = refusal(save_numbered(tmp_path / "few.npy", count))
+        assert (
+            f"few.npy: 3 images are needed, one to train on, one to validate on, one to test on, not {count}"
+            in message
+        )
+    source = str(tmp_path / "few.npy")
+    load(DataOptions(source=source, test_fraction=0))
+    assert "3 images are needed" in refusal(source)  # though they are in the cache now
 
 
 def test_too_small_images(tmp_path: Path, refusal: Refusal) -> None:
@@ -126,7 +174,15 @@ def test_too_small_images(tmp_path: Path, refusal: Refusal) -> None:
 
 @pytest.mark.parametrize(
     "field",
-    [{"image_size": 7}, {"held_out_fraction": 0.0}, {"held_out_fraction": 0.6}, {"source": ""}, {"size": 8}],
+    [
+        {"image_size": 7},
+        {"validation_fraction": 0.0},
+        {"validation_fraction": 0.6},
+        {"test_fraction": -0.1},
+        {"test_fraction": 0.5},
+        {"source": ""},
+        {"size": 8},
+    ],
 )
 def test_options_out_of_range_are_refused(field: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
@@ -158,23 +214,32 @@ def test_names_are_described_and_listed_without_heavy_imports() -> None:
 def test_digits_have_their_labels() -> None:
     """A nearest-neighbour look-up is right for nearly all held-out digits only if the labels are theirs."""
     digits = load(DataOptions())
-    assert digits.train_labels is not None
-    assert digits.held_out_labels is not None
-    nearest = torch.cdist(digits.held_out.flatten(1).float(), digits.train.flatten(1).float()).argmin(dim=1)
-    assert (digits.train_labels[nearest] == digits.held_out_labels).float().mean() > 0.97
+    assert digits.train.labels is not None
+    assert digits.validation.labels is not None
+    nearest = torch.cdist(digits.validation.images.flatten(1).float(), digits.train.images.flatten(1).float()).argmin(
+        dim=1
+    )
+    assert (digits.train.labels[nearest] == digits.validation.labels).float().mean() > 0.97
 
 
-def test_stacked_digits_are_three_digits() -> None:
-    stacked, digits = load(DataOptions(source="stacked-digits")), load(DataOptions())
+@pytest.mark.parametrize("fractions", [{}, {"test_fraction": 0}, {"validation_fraction": 0.3, "test_fraction": 0.2}])
+def test_stacked_digits_are_three_digits_of_their_own_part(fractions: dict[str, float]) -> None:
+    stacked = load(DataOptions.model_validate({"source": "stacked-digits", **fractions}))
+    digits = load(DataOptions.model_validate(fractions))
     assert stacked.shape == (3, 8, 8)
-    assert stacked.train_labels is not None
-    assert len(stacked.train_labels.unique()) == 1000
-    known = {}
-    for images, labels in ((digits.train, digits.train_labels), (digits.held_out, digits.held_out_labels)):
-        assert labels is not None
-        known.update({bytes(image.numpy()): label for image, label in zip(images, labels.tolist(), strict=True)})
-    for image, label in zip(stacked.train[:50], stacked.train_labels[:50].tolist(), strict=True):
-        assert label == int("".join(str(known[bytes(channel.numpy())]) for channel in image))
+    assert stacked.train.labels is not None
+    assert len(stacked.train.labels.unique()) == 1000
+    pairs = [(stacked.train, digits.train), (stacked.validation, digits.validation)]
+    if stacked.test is not None and digits.test is not None:
+        pairs.append((stacked.test, digits.test))
+    assert sum(len(drawn.images) for drawn, _ in pairs) == 30_000
+    assert len(pairs) == (2 if fractions == {"test_fraction": 0} else 3)
+    for drawn, part in pairs:
+        assert part.labels is not None
+        assert drawn.labels is not None
+        known = dict(zip(map(bytes, part.images.numpy()), part.labels.tolist(), strict=True))
+        for image, label in zip(drawn.images[:200], drawn.labels[:200].tolist(), strict=True):
+            assert label == int("".join(str(known[bytes(channel.numpy())]) for channel in image))
 
 
 def save_labelled(path: Path, labels: list[int]) -> Path:
@@ -186,21 +251,28 @@ def save_labelled(path: Path, labels: list[int]) -> Path:
 
 def test_of_a_normal_class_only_its_images_are_there_split_as_before(tmp_path: Path) -> None:
     source = str(save_labelled(tmp_path / "labelled.npz", [0, 1, 2, 1] * 10))
-    everything = load(DataOptions(source=source, held_out_fraction=0.3))
-    ones = load(DataOptions(source=source, held_out_fraction=0.3, normal_class=1))
-    assert (len(ones.train) + len(ones.held_out), ones.shape) == (20, everything.shape)
-    assert everything.held_out_labels is not None
-    assert len(ones.held_out) == (everything.held_out_labels == 1).sum()
-    for images, labels in ((ones.train, ones.train_labels), (ones.held_out, ones.held_out_labels)):
-        assert labels is not None
-        assert images.unique().tolist() == labels.unique().tolist() == [1]
+    everything = load(DataOptions(source=source, validation_fraction=0.3))
+    ones = load(DataOptions(source=source, validation_fraction=0.3, normal_class=1))
+    parts = [(ones.train, everything.train), (ones.validation, everything.validation)]
+    assert ones.test is not None
+    assert everything.test is not None
+    for part, whole in (*parts, (ones.test, everything.test)):
+        assert part.labels is not None
+        assert whole.labels is not None
+        assert len(part.images) == (whole.labels == 1).sum() > 0
+        assert part.images.unique().tolist() == part.labels.unique().tolist() == [1]
+    assert ones.shape == everything.shape
+    assert ones.digest == everything.digest
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
         (None, "numbered has no classes to take one from; --normal-class is for labelled images"),
-        ([0, 1, 2, 1], "--normal-class 7: labelled needs images of it .*; its classes are 0, 1, 2"),
+        (
+            [0, 1, 2, 1],
+            "--normal-class 7: labelled needs images of it in each of its parts, .*; its classes are 0, 1, 2",
+        ),
         ([7, *[1] * 39], "--normal-class 7: labelled needs images of it"),
     ],
 )

@@ -41,7 +41,7 @@ def test_scores_that_are_not_finite_have_no_area() -> None:
 
 @torch.no_grad()
 def test_a_vae_scores_by_its_bound_and_an_ae_by_its_error(digits: Dataset) -> None:
-    images = digits.train[:1203].float() / 255
+    images = digits.train.images[:1203].float() / 255
     vae, ae = untrained("vae"), untrained("ae")
     noise = torch.randn(1203, vae.latent_dim, generator=torch.Generator().manual_seed(3))
     assert _anomaly.scores(vae, images, 3).tolist() == pytest.approx((-vae.elbo(images, noise)).tolist(), rel=1e-5)
@@ -52,9 +52,9 @@ def test_a_vae_scores_by_its_bound_and_an_ae_by_its_error(digits: Dataset) -> No
 
 @torch.no_grad()
 def test_a_model_of_zeros_knows_zeros(digits: Dataset, tmp_path: Path) -> None:
-    assert digits.train_labels is not None
-    assert digits.held_out_labels is not None
-    zeros = Dataset("zeros", digits.train[digits.train_labels == 0], digits.held_out[digits.held_out_labels == 0])
+    assert digits.train.labels is not None
+    assert digits.validation.labels is not None
+    zeros = digits.only(0)
     settings = {"training.epochs": 40, "training.batch_size": 16, "model.hidden": [64], "model.latent_dim": 4}
     spec = TrainSpec.create("ae", {"optimizer.lr": 3e-3, **settings})
     path = tmp_path / "trial" / "checkpoint.safetensors"
@@ -62,10 +62,10 @@ def test_a_model_of_zeros_knows_zeros(digits: Dataset, tmp_path: Path) -> None:
         list(fit(spec, zeros, path))
     model = build_model(spec, ImageShape(1, 8, 8), CPU)
     model.load_state_dict(checkpoint.read_best_weights(path))
-    held_out = digits.held_out.float() / 255
-    evidence = Evidence(images=held_out, seed=0, source="digits", labels=digits.held_out_labels, normal_class=0)
+    held_out = digits.validation.images.float() / 255
+    evidence = Evidence(images=held_out, seed=0, source="digits", labels=digits.validation.labels, normal_class=0)
     measured = anomaly_auroc.measure(model, evidence)
-    truth = (digits.held_out_labels != 0).numpy()
+    truth = (digits.validation.labels != 0).numpy()
     assert measured.value == pytest.approx(roc_auc_score(truth, _anomaly.scores(model, held_out, 0).numpy()))
     assert measured.value > 0.9
     assert measured.details == {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from raygen.data import Dataset, cache
+from raygen.data import Dataset, Part, cache
 from raygen.errors import DataError
 from raygen.metrics import _classifier, _features, frechet
 
@@ -17,15 +18,15 @@ from raygen.metrics import _classifier, _features, frechet
 def few(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """Zeros and ones only, and a cache of the test's own."""
     monkeypatch.setenv("RAYGEN_CACHE", str(tmp_path / "cache"))
-    assert digits.train_labels is not None
-    assert digits.held_out_labels is not None
-    train, held_out = digits.train_labels < 2, digits.held_out_labels < 2
+    assert digits.train.labels is not None
+    assert digits.validation.labels is not None
+    train, held_out = digits.train.labels < 2, digits.validation.labels < 2
     return Dataset(
         "few",
-        digits.train[train][:100],
-        digits.held_out[held_out],
-        digits.train_labels[train][:100],
-        digits.held_out_labels[held_out],
+        Part(digits.train.images[train][:100], digits.train.labels[train][:100]),
+        Part(digits.validation.images[held_out], digits.validation.labels[held_out]),
+        test=None,
+        digest="",
     )
 
 
@@ -36,7 +37,7 @@ def weights(classifier: _classifier.Classifier) -> Tensor:
 def test_it_reads_digits_it_has_not_seen(digits: Dataset) -> None:
     classifier = _classifier.trained_on(digits)
     assert classifier.accuracy > 0.95
-    right = classifier.classes(digits.held_out.float() / 255) == digits.held_out_labels
+    right = classifier.classes(digits.validation.images.float() / 255) == digits.validation.labels
     assert right.double().mean().item() == classifier.accuracy
     facts = classifier.as_features().facts
     assert (facts["trained_on"], facts["held_out_accuracy"]) == ("digits", classifier.accuracy)
@@ -67,19 +68,19 @@ def test_a_damaged_file_is_trained_again(few: Dataset, keep_bytes: int) -> None:
 
 def test_other_labels_are_another_classifier(few: Dataset) -> None:
     first = _classifier.trained_on(few)
-    assert few.train_labels is not None
-    swapped = Dataset("few", few.train, few.held_out, 1 - few.train_labels, few.held_out_labels)
+    assert few.train.labels is not None
+    swapped = replace(few, train=Part(few.train.images, 1 - few.train.labels))
     assert not torch.equal(weights(_classifier.trained_on(swapped)), weights(first))
 
 
 def test_data_without_classes_are_refused(few: Dataset) -> None:
     with pytest.raises(DataError, match="few has no labels to train the classifier network on: use --network random"):
-        _classifier.trained_on(Dataset("few", few.train, few.held_out))
-    assert few.train_labels is not None
+        _classifier.trained_on(replace(few, train=Part(few.train.images)))
+    assert few.train.labels is not None
     for label in (0, 20_000):
-        only = torch.full_like(few.train_labels, label)
+        only = torch.full_like(few.train.labels, label)
         with pytest.raises(DataError, match="labels of 2 classes or more, below 10000"):
-            _classifier.trained_on(Dataset("few", few.train, few.held_out, only, few.held_out_labels))
+            _classifier.trained_on(replace(few, train=Part(few.train.images, only)))
 
 
 def test_a_cache_that_cannot_be_written(few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,9 +92,9 @@ def test_a_cache_that_cannot_be_written(few: Dataset, tmp_path: Path, monkeypatc
 
 def test_its_features_tell_classes_apart(digits: Dataset) -> None:
     """Zeros are nearer to other zeros than to ones, by more than over the random network."""
-    assert digits.train_labels is not None
-    images = digits.train.float() / 255
-    zeros, ones = images[digits.train_labels == 0], images[digits.train_labels == 1]
+    assert digits.train.labels is not None
+    images = digits.train.images.float() / 255
+    zeros, ones = images[digits.train.labels == 0], images[digits.train.labels == 1]
     ratios = []
     for network in (_classifier.trained_on(digits).as_features(), _features.random_network()):
         apart = frechet.compare(_features.features(zeros, network), _features.features(ones, network))

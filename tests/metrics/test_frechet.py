@@ -21,7 +21,7 @@ Gaussian = tuple[Tensor, Tensor]
 
 @pytest.fixture(scope="module")
 def images(digits: Dataset) -> Tensor:
-    return digits.train[:1600].float() / 255
+    return digits.train.images[:1600].float() / 255
 
 
 def gaussian(features: int, rank: int, seed: int) -> Gaussian:

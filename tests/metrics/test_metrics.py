@@ -34,7 +34,7 @@ def untrained(model: str, metric: str) -> tuple[Model, TrainSpec]:
 
 @pytest.fixture
 def images(digits: Dataset) -> Tensor:
-    return digits.held_out[:100].float() / 255
+    return digits.validation.images[:100].float() / 255
 
 
 @pytest.mark.parametrize("name", metrics.names())

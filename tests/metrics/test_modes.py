@@ -54,15 +54,15 @@ def test_all_modes_alike_are_uniform() -> None:
 
 @torch.no_grad()
 def test_the_classifier_reads_three_digits(digits: Dataset, stacked: Dataset) -> None:
-    found = modes.modes(stacked.train[:1000].float() / 255, _classifier.trained_on(digits))
-    assert stacked.train_labels is not None
-    assert (found == stacked.train_labels[:1000]).double().mean() > 0.9
+    found = modes.modes(stacked.train.images[:1000].float() / 255, _classifier.trained_on(digits))
+    assert stacked.train.labels is not None
+    assert (found == stacked.train.labels[:1000]).double().mean() > 0.9
 
 
 @torch.no_grad()
 def test_a_collapsed_generator_covers_few(stacked: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modes, "SAMPLES", 3000)
-    images = stacked.train[:3000].float() / 255
+    images = stacked.train.images[:3000].float() / 255
     evidence = Evidence(images=images[:100], seed=0, source=stacked.name)
     every, few = (modes.measure(Repeating(made), evidence) for made in (images, images[:7]))
     assert every.value > 900

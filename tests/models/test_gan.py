@@ -175,7 +175,7 @@ def test_the_average_of_the_weights_is_judged_and_kept(digits: Dataset, tmp_path
     assert not any(torch.equal(best[name], weights[name]) for name in best)
     model = build_model(trained, SHAPE, CPU)
     model.load_state_dict(best)
-    images = held_out_images(digits.held_out, trained.evaluation, CPU)
+    images = held_out_images(digits.validation.images, trained.evaluation, CPU)
     [(name, value)] = evaluate(model, images, trained.evaluation).items()
     assert epoch.metrics[name] == pytest.approx(value, rel=1e-6)
 

@@ -63,7 +63,7 @@ def test_it_does_what_plain_torch_would(digits: Dataset, path: Path) -> None:
 
     model: Any = build_model(spec, SHAPE, CPU)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, betas=(0.8, 0.999))
-    batches = Batches(digits.train, spec, ALONE)
+    batches = Batches(digits.train.images, spec, ALONE)
     for epoch in epochs:
         losses = []
         for batch in batches.from_step((epoch.epoch - 1) * batches.per_epoch):
@@ -100,7 +100,7 @@ def test_it_does_what_plain_torch_would(digits: Dataset, path: Path) -> None:
 )
 def test_every_epoch_is_reported(model: str, reported: set[str], digits: Dataset, path: Path) -> None:
     epochs = list(fit(small(model, training__epochs=3), digits, path))
-    assert [(epoch.epoch, epoch.step) for epoch in epochs] == [(1, 16), (2, 32), (3, 48)]
+    assert [(epoch.epoch, epoch.step) for epoch in epochs] == [(1, 14), (2, 28), (3, 42)]
     assert all(set(epoch.metrics) == reported for epoch in epochs)
     assert 0 < epochs[0].train_s < epochs[1].train_s < epochs[2].train_s
 
@@ -121,7 +121,7 @@ def test_the_best_epoch_is_kept_with_the_weights_that_were_judged(model: str, di
 
     judged = build_model(spec, SHAPE, CPU)
     judged.load_state_dict(checkpoint.read_best_weights(path))
-    values = evaluate(judged, held_out_images(digits.held_out, spec.evaluation, CPU), spec.evaluation)
+    values = evaluate(judged, held_out_images(digits.validation.images, spec.evaluation, CPU), spec.evaluation)
     assert values == pytest.approx({name: best.metrics[name] for name in values}, rel=1e-6)
 
 
@@ -133,9 +133,9 @@ def test_training_learns(digits: Dataset, path: Path) -> None:
 
 def test_only_so_many_held_out_images_are_judged(digits: Dataset) -> None:
     options = small("ae", evaluation__images=50).evaluation
-    images = held_out_images(digits.held_out, options, CPU)
-    assert torch.equal(images, digits.held_out[:50].float() / 255)
-    assert len(held_out_images(digits.held_out, small("ae").evaluation, CPU)) == 180
+    images = held_out_images(digits.validation.images, options, CPU)
+    assert torch.equal(images, digits.validation.images[:50].float() / 255)
+    assert len(held_out_images(digits.validation.images, small("ae").evaluation, CPU)) == 180
 
 
 # Watching and stopping
@@ -145,9 +145,9 @@ def test_pace_tells_how_far_it_is(digits: Dataset, path: Path) -> None:
     seen: list[Pace] = []
     for _ in fit(small("ae", training__epochs=2, training__batch_size=30), digits, path, on_pace=seen.append):
         pass
-    assert [pace.step for pace in seen] == [20, 40, 53, 60, 80, 100, 106]
-    assert [pace.epoch for pace in seen] == [1, 1, 1, 2, 2, 2, 2]
-    assert all(pace.steps == 106 and pace.images_per_s > 0 for pace in seen)
+    assert [pace.step for pace in seen] == [20, 40, 47, 60, 80, 94]
+    assert [pace.epoch for pace in seen] == [1, 1, 1, 2, 2, 2]
+    assert all(pace.steps == 94 and pace.images_per_s > 0 for pace in seen)
 
 
 def test_a_stop_is_heeded_at_the_next_sync_and_leaves_a_checkpoint(digits: Dataset, path: Path) -> None:
@@ -157,16 +157,16 @@ def test_a_stop_is_heeded_at_the_next_sync_and_leaves_a_checkpoint(digits: Datas
 
 
 def test_a_stop_at_an_epoch_s_last_step_still_reports_the_epoch(digits: Dataset, path: Path) -> None:
-    """16 steps make an epoch here, so its end is the first sync."""
+    """14 steps make an epoch here, so its end is the first sync."""
     epochs = list(fit(small("ae", training__epochs=3), digits, path, should_stop=lambda: True))
     assert [epoch.epoch for epoch in epochs] == [1]
 
 
-@pytest.mark.parametrize(("sync", "step"), [(2, 40), (3, 53), (5, 80)])
+@pytest.mark.parametrize(("sync", "step"), [(2, 40), (3, 47), (5, 80)])
 def test_a_checkpoint_asked_for_is_written_at_that_sync_and_is_one_to_go_on_from(
     sync: int, step: int, digits: Dataset, path: Path
 ) -> None:
-    """53 steps make an epoch, which the third sync ends: its checkpoint must wait until the epoch has been judged."""
+    """47 steps make an epoch, which the third sync ends: its checkpoint must wait until the epoch has been judged."""
     spec = small("ae", training__epochs=2, training__batch_size=30, training__checkpoint_every_s=3600)
     syncs = iter(range(1, 100))
     written: list[int] = []
@@ -180,7 +180,7 @@ def test_a_checkpoint_asked_for_is_written_at_that_sync_and_is_one_to_go_on_from
 
     epochs = fit(spec, digits, path, on_pace=look, should_save=lambda: next(syncs) == sync)
     expected = {epoch.epoch: epoch.metrics for epoch in epochs}
-    assert written == [step] * (7 - sync)
+    assert written == [step] * (6 - sync)
     resumed = {epoch.epoch: epoch.metrics for epoch in fit(spec, digits, kept)}
     assert 2 in resumed
     assert resumed.items() <= expected.items()
@@ -211,17 +211,17 @@ def test_the_phase_at_fault_is_named(digits: Dataset, path: Path) -> None:
 def test_an_objective_that_is_not_finite_stops_the_run(digits: Dataset, path: Path) -> None:
     """One step makes an epoch: its loss was finite, what it made of the weights is not."""
     with pytest.raises(TrainingError, match="val_mse is not finite; lower the learning rate"):
-        list(fit(small("ae", optimizer__lr=1e38, training__batch_size=1617), digits, path))
+        list(fit(small("ae", optimizer__lr=1e38, training__batch_size=1437), digits, path))
 
 
 def test_more_images_in_a_batch_than_there_are(digits: Dataset, path: Path) -> None:
-    with pytest.raises(SpecError, match=r"training.batch_size: 1618 does not fit.*\(1617\)"):
-        next(fit(small("ae", training__batch_size=1618), digits, path))
+    with pytest.raises(SpecError, match=r"training.batch_size: 1438 does not fit.*\(1437\)"):
+        next(fit(small("ae", training__batch_size=1438), digits, path))
     with pytest.raises(SpecError, match=r"training.batch_size: 2 does not fit.*processes \(3\)"):
-        Batches(digits.train, small("ae", training__batch_size=2), Group(world_size=3))
+        Batches(digits.train.images, small("ae", training__batch_size=2), Group(world_size=3))
     packed = small("gan", training__batch_size=8, model__pack=4)
     with pytest.raises(SpecError, match=r"training.batch_size: 8 does not fit.*processes \(3, 4 images for each\)"):
-        Batches(digits.train, packed, Group(world_size=3))
+        Batches(digits.train.images, packed, Group(world_size=3))
 
 
 # Batches and noise
@@ -296,7 +296,7 @@ def test_noise_is_its_own_for_each_purpose() -> None:
 
 
 def test_images_reach_the_model_between_0_and_1(digits: Dataset) -> None:
-    [batch] = Batches(digits.train, small("ae", training__batch_size=1617), ALONE).from_step(0)
+    [batch] = Batches(digits.train.images, small("ae", training__batch_size=1437), ALONE).from_step(0)
     assert batch.images.dtype == torch.float32
     assert (batch.images.min(), batch.images.max()) == (0, 1)
 
@@ -466,6 +466,6 @@ def test_no_network_of_several_is_left_uncompiled(model: str, options: dict[str,
 def test_any_images_will_do(path: Path) -> None:
     """What is trained on is the dataset handed in, whatever its name and size."""
     images = torch.randint(0, 256, (30, 3, 9, 12), dtype=torch.uint8)
-    dataset = data.Dataset("mine", images[:24], images[24:])
+    dataset = data.Dataset("mine", data.Part(images[:24]), data.Part(images[24:]), None, "")
     [epoch] = fit(small("vae", training__epochs=1, training__batch_size=10), dataset, path)
     assert epoch.step == 2

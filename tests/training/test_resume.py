@@ -27,9 +27,9 @@ from raygen.training.loop import Training, build_model, fit
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 3
-STEPS = EPOCHS * 53
+STEPS = EPOCHS * 47
 
-# 53 steps make an epoch of digits, so that syncs fall at 20, 40, 53, 60, 80, 100, 106, 120, 140, 159.
+# 47 steps make an epoch of digits, so that syncs fall at 20, 40, 47, 60, 80, 94, 100, 120, 140, 141.
 SPECS: dict[str, dict[str, Any]] = {
     "ae": {"model.noise_std": 0.2, "training.ema_half_life_images": 500},
     "vae": {"optimizer.schedule": "cosine", "optimizer.warmup_fraction": 0.1, "optimizer.clip_norm": 1.0},

@@ -1,0 +1,58 @@
+"""Early stopping: which trials of a search are not worth the rest of their epochs.
+
+Trials are compared at equal epochs, each by the best value that it has shown up to there, with every trial that has
+come as far, in whichever attempt or extension of the search that was. Nothing is kept beside these curves.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from raygen.spec import SearchOptions
+
+MEDIAN_OF_AT_LEAST = 3
+"""Trials that a median is taken of at least."""
+
+
+class EarlyStopping:
+    """What a search's options say about stopping trials early; `direction` is that of the objective."""
+
+    def __init__(self, search: SearchOptions, *, epochs: int, direction: Literal["min", "max"]) -> None:
+        self._search = search
+        self._best = max if direction == "max" else min
+        self.rungs = rungs(search, epochs)
+
+    def should_stop(self, curve: Sequence[float], others: Iterable[Sequence[float]]) -> bool:
+        """Whether a trial should stop at the epoch that it has reached; a curve is the objective, epoch by epoch."""
+        epoch = len(curve)
+        if epoch not in self.rungs:
+            return False
+        own = self._best(curve)
+        shown = [self._best(other[:epoch]) for other in others if len(other) >= epoch]
+        better = sum(1 for value in shown if value != own and self._best(value, own) == value)
+        if self._search.scheduler == "median":
+            return len(shown) >= MEDIAN_OF_AT_LEAST and self._best(own, statistics.median(shown)) != own
+        return better >= math.ceil((len(shown) + 1) / self._search.reduction_factor)
+
+
+def rungs(search: SearchOptions, epochs: int) -> list[int]:
+    """The epochs at whose end a trial may be stopped, ascending.
+
+    asha: the grace period times 1, η, η² … (Li et al. 2020, "A system for massively parallel hyperparameter tuning");
+    median: every epoch from the grace period on (Golovin et al. 2017, "Google Vizier").
+    """
+    grace_epochs = math.ceil(search.grace_fraction * epochs)
+    match search.scheduler:
+        case "fifo":
+            return []
+        case "median":
+            return list(range(grace_epochs, epochs))
+        case "asha":
+            found = []
+            while grace_epochs < epochs:
+                found.append(grace_epochs)
+                grace_epochs *= search.reduction_factor
+            return found
