@@ -10,12 +10,13 @@ import typer
 from cli import console, inspection, options, render
 from raygen import api, files
 from raygen.errors import SpecError
-from raygen.metrics import PREFIX
+from raygen.metrics import PREFIX, reported
 
 if TYPE_CHECKING:
     from raygen.comparison import Compared
     from raygen.data import Dataset
     from raygen.results import TrainedModel
+    from raygen.spread import Difference
 
 IS_SAMPLES = 5000
 LIKELIHOOD = "val_is_log_likelihood"
@@ -37,7 +38,10 @@ def evaluate(
     model: options.ModelPlace,
     metrics: options.Metrics = None,
     network: options.Network = "random",
+    split: options.JudgedSplit = "validation",
     images: options.JudgedImages = options.JUDGED_IMAGES,
+    samples: options.JudgedSamples = None,
+    reference: options.Reference = None,
     seed: options.JudgingSeed = 0,
     is_samples: ImportanceSamples = None,
     normal_class: NormalClass = None,
@@ -50,7 +54,10 @@ def evaluate(
     storage: options.Storage = None,
     output: options.OutputOption = "table",
 ) -> None:
-    """Judge a model on held-out images by all metrics that suit it, and write the card into its folder."""
+    """Judge a model on images that its training has not seen by all metrics that suit it, and write a card beside it.
+
+    `--split test --samples 50000 --reference train` follows the protocol of published Fréchet distances.
+    """
     place = api.find_checkpoint(model, storage=storage)
     folder = place if place.is_dir() else place.parent
     from raygen import evaluation
@@ -62,12 +69,17 @@ def evaluate(
         trained,
         dataset,
         _names(metrics) or _suitable(trained, dataset, normal_class, is_samples),
-        network=network,
-        images=images,
-        seed=seed,
-        is_samples=IS_SAMPLES if is_samples is None else is_samples,
-        normal_class=normal_class,
-        fid_weights=fid_weights,
+        evaluation.Protocol(
+            split=split,
+            images=images,
+            samples=samples,
+            reference=reference,
+            network=network,
+            seed=seed,
+            is_samples=IS_SAMPLES if is_samples is None else is_samples,
+            normal_class=normal_class,
+            fid_weights=fid_weights,
+        ),
     )
     path = card.write(folder)
     if output == "json":
@@ -81,7 +93,10 @@ def compare(
     models: options.ModelPlaces,
     metrics: options.RankingMetrics = "frechet,precision,recall,coverage,ssim",
     network: options.Network = "random",
+    split: options.JudgedSplit = "validation",
     images: options.JudgedImages = options.JUDGED_IMAGES,
+    samples: options.JudgedSamples = None,
+    reference: options.Reference = None,
     seed: options.JudgingSeed = 0,
     fid_weights: options.FidWeights = None,
     prior: options.Prior = None,
@@ -90,7 +105,7 @@ def compare(
     storage: options.Storage = None,
     output: options.OutputOption = "table",
 ) -> None:
-    """Rank the best models of runs on the same metrics, held-out images, samples and seed; the first metric decides.
+    """Rank the best models of runs on the same metrics, images, samples and seed; the first metric decides.
 
     With --prior gmm a model that has no prior of its own is sampled from a mixture.
     """
@@ -102,7 +117,7 @@ def compare(
     if not names:
         raise SpecError("--metrics: name at least one, such as --metrics frechet")
     loaded = {name: api.load(name, storage=storage) for name in dict.fromkeys(models)}
-    from raygen import comparison, pictures
+    from raygen import comparison, evaluation, pictures
 
     comparison.check_data(loaded)
     candidates = {
@@ -110,27 +125,36 @@ def compare(
         for name, trained in loaded.items()
     }
     dataset = api.load_images(next(iter(loaded.values())), all_classes=True)
-    ranked = comparison.compare(
-        candidates,
-        dataset,
-        names,
-        network=network,
+    protocol = evaluation.Protocol(
+        split=split,
         images=images,
+        samples=samples,
+        reference=reference,
+        network=network,
         seed=seed,
         fid_weights=fid_weights,
     )
-    _show(ranked, names, output)
+    ranked = comparison.compare(candidates, dataset, names, protocol)
+    reported_names = [reported(name, split) for name in names]
+    _show(ranked, reported_names, comparison.differences(ranked, reported_names[0], protocol), output)
     if picture is not None:
         pictures.save(comparison.picture(ranked, seed), picture)
         console.say(f"a row of samples of each in {picture}")
 
 
-def _show(ranked: list[Compared], names: list[str], output: options.Output) -> None:
+def _show(ranked: list[Compared], names: list[str], differences: list[Difference], output: options.Output) -> None:
     if output == "json":
-        console.show_json({"metrics": names, "ranking": [each.as_json() for each in ranked]})
+        ranking = [each.as_json() for each in ranked]
+        console.show_json(
+            {"metrics": names, "ranking": ranking, "differences": [each.as_json() for each in differences]}
+        )
         return
     console.show(render.comparison_table(ranked, names))
     console.say(render.circumstances(ranked))
+    for place, each in enumerate(differences):
+        # Between the first two it decides what to take; of the others only what the order does not show is said.
+        if place == 0 or each.is_within:
+            console.say(render.difference(each))
 
 
 def _names(metrics: str | None) -> list[str]:

@@ -13,7 +13,7 @@ from raygen import api, files
 from raygen.errors import SpecError
 
 if TYPE_CHECKING:
-    from raygen.inspection import Selection, Split
+    from raygen.inspection import Selection
     from raygen.results import TrainedModel
 
 ORDER = "row i is the image at position index[i] of the source, counted from 0: sorted paths, or rows of an array"
@@ -22,14 +22,14 @@ Picture = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write
 Latents = Annotated[Path, typer.Option("--output", "-o", help="NPZ file to write.")]
 Scores = Annotated[Path, typer.Option("--output", "-o", help="CSV file to write.")]
 Samples = Annotated[int, typer.Option("--n", "-n", min=1, max=10_000, help="Images to draw.")]
-Images = Annotated[int, typer.Option("--n", "-n", min=1, max=10_000, help="Held-out images, the first ones.")]
+Images = Annotated[int, typer.Option("--n", "-n", min=1, max=10_000, help="Validation images, the first ones.")]
 Columns = Annotated[int, typer.Option(min=1, max=1000, help="Pairs side by side.")]
 Steps = Annotated[int, typer.Option(min=2, max=1000, help="Images of a row, its two ends included.")]
 Rows = Annotated[int, typer.Option(min=1, max=1000, help="Pairs of ends.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the latents.")]
 SplitOption = Annotated[
-    Literal["held-out", "train", "all"] | None,
-    typer.Option("--split", help="Which images.", show_default="held-out; all of --data"),
+    Literal["train", "validation", "test", "all"] | None,
+    typer.Option("--split", help="Which images.", show_default="validation; all of --data"),
 ]
 
 
@@ -62,7 +62,7 @@ def reconstruct(
     image_size: options.ImageSize = None,
     storage: options.Storage = None,
 ) -> None:
-    """Draw held-out images above what the model makes of them, as one PNG."""
+    """Draw validation images above what the model makes of them, as one PNG."""
     files.check_writable(output)
     trained = api.load(model, storage=storage)
     from raygen import inspection, pictures
@@ -72,7 +72,7 @@ def reconstruct(
     images, rebuilt = inspection.reconstruct(trained, dataset, count)
     pictures.save(pictures.pairs(images, rebuilt, min(columns, len(images))), output)
     console.say(
-        f"{len(images)} held-out images of {dataset.name} above reconstructions by {_about(trained)} in {output}"
+        f"{len(images)} validation images of {dataset.name} above reconstructions by {_about(trained)} in {output}"
     )
 
 
@@ -89,10 +89,10 @@ def interpolate(
     trained = api.load(model, storage=storage)
     from raygen import inspection, pictures
 
-    held_out = api.load_images(trained).validation.images if trained.prior is None else None
-    images = inspection.interpolate(trained, held_out, steps, rows, seed)
+    between = api.load_images(trained).validation.images if trained.prior is None else None
+    images = inspection.interpolate(trained, between, steps, rows, seed)
     pictures.save(pictures.grid(images, columns=steps), output)
-    ends = "samples, on great circles" if held_out is None else "encodings of held-out images, in straight lines"
+    ends = "samples, on great circles" if between is None else "encodings of validation images, in straight lines"
     console.say(f"{rows} rows between {ends}, of {_about(trained)} in {output}")
 
 
@@ -122,7 +122,7 @@ def encode(
             allow_pickle=False,
             latents=latents,
             index=chosen.positions.numpy(),
-            held_out=chosen.held_out.numpy(),
+            split=np.array(chosen.part_names),
             order=np.array(ORDER),
             **labels,
         )
@@ -152,13 +152,19 @@ def score(
 
 
 def _chosen(
-    trained: TrainedModel, split: Split | None, data: str | None, data_root: Path | None, image_size: int | None
+    trained: TrainedModel,
+    split: Literal["train", "validation", "test", "all"] | None,
+    data: str | None,
+    data_root: Path | None,
+    image_size: int | None,
 ) -> tuple[str, Selection]:
-    """The name of the data set, and its images in `split`: the held-out ones unless another set was named."""
-    from raygen import inspection
+    """The name of the data set, and its images in `split`: the validation images unless another set was named."""
+    from raygen import inspection, results
 
     dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size, all_classes=True)
-    return dataset.name, inspection.select(dataset, split or ("all" if data else "held-out"))
+    if split == "test":
+        results.held_out_part(trained, dataset, split)
+    return dataset.name, inspection.select(dataset, split or ("all" if data else "validation"))
 
 
 def with_prior(trained: TrainedModel, prior: Literal["gmm"] | None, components: int | None) -> TrainedModel:
@@ -177,8 +183,7 @@ def with_prior(trained: TrainedModel, prior: Literal["gmm"] | None, components: 
 def _write_scores(path: Path, chosen: Selection, name: str, scores: list[float]) -> None:
     """A line for each image: position in the source, label where there are any, split, score."""
     labels = {} if chosen.labels is None else {"label": chosen.labels.tolist()}
-    splits = ["held-out" if held_out else "train" for held_out in chosen.held_out.tolist()]
-    columns = {"index": chosen.positions.tolist(), **labels, "split": splits, name: scores}
+    columns = {"index": chosen.positions.tolist(), **labels, "split": chosen.part_names, name: scores}
     with files.whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)

@@ -85,7 +85,7 @@ PrecisionOption = Annotated[
 Compile = Annotated[bool | None, typer.Option("--compile", help="Use torch.compile.", rich_help_panel=_TRAINING)]
 Seed = Annotated[int | None, typer.Option(help="Of weights, data order and noise.", rich_help_panel=_TRAINING)]
 Objective = Annotated[
-    str | None, typer.Option(help="Held-out metric that decides what is best.", rich_help_panel=_TRAINING)
+    str | None, typer.Option(help="Metric on validation images that decides what is best.", rich_help_panel=_TRAINING)
 ]
 Health = Annotated[
     bool | None,
@@ -116,8 +116,32 @@ Network = Annotated[
     FeatureNetwork,
     typer.Option("--network", help="Whose features samples are compared by.", rich_help_panel=_JUDGING),
 ]
-JudgedImages = Annotated[
-    int, typer.Option("--images", help="Held-out images to judge on, at most.", rich_help_panel=_JUDGING)
+JudgedImages = Annotated[int, typer.Option("--images", help="Images to judge on, at most.", rich_help_panel=_JUDGING)]
+JudgedSplit = Annotated[
+    Literal["validation", "test"],
+    typer.Option(
+        "--split",
+        help="validation: images that chose epochs and trials; test: those that chose nothing.",
+        rich_help_panel=_JUDGING,
+    ),
+]
+JudgedSamples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        help="Samples to compare with images.",
+        show_default="as many as images",
+        rich_help_panel=_JUDGING,
+    ),
+]
+Reference = Annotated[
+    Literal["train", "validation", "test"] | None,
+    typer.Option(
+        "--reference",
+        help="Compare samples with all images of this part.",
+        show_default="the --images of --split",
+        rich_help_panel=_JUDGING,
+    ),
 ]
 JUDGED_IMAGES: int = EvaluationOptions.model_fields["images"].default
 JudgingSeed = Annotated[

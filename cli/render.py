@@ -15,13 +15,14 @@ from raygen.capacity import Devices, OnDemand
 from raygen.errors import RECURRING
 from raygen.plan import Plan
 from raygen.queue.job import Attempt, Event, Job
-from raygen.runs import Run, Status, TrialRecord
+from raygen.runs import Run, Status, TrialRecord, field_of
 from raygen.search_insight import ROUGH_BELOW, SearchInsight
 from raygen.space import Choice
 
 if TYPE_CHECKING:
     from raygen.comparison import Compared
     from raygen.evaluation import EvaluationCard, Value
+    from raygen.spread import Difference
 
 ALWAYS_SHOWN = ("optimizer.lr", "training.batch_size", "model.latent_dim")
 STATE_STYLES = {
@@ -49,19 +50,19 @@ def trial_table(run: Run, records: Sequence[TrialRecord]) -> Table:
         table.add_column(_heading(key), justify="right")
     table.add_column("epochs", justify="right")
     table.add_column(f"{run.objective} {arrow}", justify="right", min_width=7)
-    over_seeds = any(record.mean not in (None, record.objective) for record in records)
-    if over_seeds:
-        table.add_column("all held-out", justify="right")
+    has_replicates = any(record.mean is not None for record in records)
+    if has_replicates:
+        table.add_column("fresh seeds", justify="right")
     table.add_column("time", justify="right")
     table.add_column("state", overflow="fold", min_width=len("interrupted"))
     for record in records:
-        values = [_number(record.parameters.get(key, field(run.spec_json, key))) for key in shown]
+        values = [_number(record.parameters.get(key, field_of(run.spec_json, key))) for key in shown]
         table.add_row(
             _trial(record),
             *values,
             _epochs(record),
             _objective(record.objective),
-            *([_over_seeds(record)] if over_seeds else []),
+            *([mean_and_spread(record.mean, record.spread)] if has_replicates else []),
             duration(record.train_s),
             state(record.state, why_ended(record)),
         )
@@ -211,28 +212,28 @@ def _devices(node: Mapping[str, Any]) -> str:
 
 
 def card_table(card: EvaluationCard) -> Table:
-    """A row for each value of an evaluation card."""
+    """A row for each value of an evaluation card; `real` is what other real images reach in the place of samples."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    table.add_column("network", overflow="fold")
-    table.add_column("accuracy", justify="right", no_wrap=True)
-    table.add_column("images", justify="right", no_wrap=True)
-    table.add_column("seed", justify="right", no_wrap=True)
+    compares = any(value.network for value in card.values.values())
+    for heading in (*(("real", "samples") if compares else ()), "images"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, value in card.values.items():
-        network = _network(value) if value.network else "–"
-        circumstances = (network, _accuracy(value) or "–", str(value.images), str(value.seed))
+        of_samples = (_value(value.real_against_real), str(value.samples)) if value.network else ("–", "–")
         arrow = "↑" if value.direction == "max" else "↓"
-        table.add_row(name.removeprefix(metrics.PREFIX), _objective(value.value), arrow, *circumstances)
+        circumstances = (*(of_samples if compares else ()), str(value.images))
+        table.add_row(metrics.short(name), _objective(value.value), arrow, *circumstances)
     return table
 
 
 def card_subject(card: EvaluationCard) -> str:
     """What an evaluation card is about, in one line."""
+    values = list(card.values.values())
     trained = "" if card.train_s is None else f", trained for {duration(card.train_s)}"
-    prior = f", prior: {card.prior}" if card.prior else ""
-    return f"{card.model['name']} on held-out images of {card.data}{trained}{prior}"
+    prior = next((f", prior: {value.prior}" for value in values if value.prior), "")
+    return f"{card.model['name']} on {values[0].split} images of {card.data}{trained}{prior}{_protocol(values)}"
 
 
 def comparison_table(ranked: Sequence[Compared], names: Sequence[str]) -> Table:
@@ -241,8 +242,8 @@ def comparison_table(ranked: Sequence[Compared], names: Sequence[str]) -> Table:
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("run", overflow="fold", min_width=8)
     for name in names:
-        short = name.removeprefix(metrics.PREFIX)
-        arrow = "↑" if metrics.find(name).direction == "max" else "↓"
+        short = metrics.short(name)
+        arrow = "↑" if metrics.find(metrics.PREFIX + short).direction == "max" else "↓"
         table.add_column(f"{short} {arrow}", justify="right", min_width=max(len(short), 6))
     for place, each in enumerate(ranked, start=1):
         fitted = f" + {each.trained.fitted.name}" if each.trained.fitted else ""
@@ -254,12 +255,36 @@ def comparison_table(ranked: Sequence[Compared], names: Sequence[str]) -> Table:
 
 def circumstances(ranked: Sequence[Compared]) -> str:
     """What the models of a comparison have in common, in one line."""
-    values = [value for each in ranked for value in each.card.values.values()]
+    cards = [each.card for each in ranked]
+    values = {name: value for card in cards for name, value in card.values.items()}
+    real = [
+        f"{metrics.short(name)} {_value(value.real_against_real)}" for name, value in values.items() if value.network
+    ]
+    reached = f"; real images in the place of samples: {', '.join(real)}" if real else ""
+    first = next((value for value in values.values() if not value.network), next(iter(values.values())))
+    return f"{first.images} {first.split} images of {cards[0].data}{_protocol(list(values.values()))}{reached}"
+
+
+def _protocol(values: Sequence[Value]) -> str:
+    """How samples were compared, if they were, and the seed."""
     compared = next((value for value in values if value.network), None)
-    over = f", samples over the network {_network(compared)}" if compared else ""
-    if compared and _accuracy(compared):
-        over += f" ({_accuracy(compared)} of images right)"
-    return f"{values[0].images} held-out images of {ranked[0].card.data}{over}, seed {values[0].seed}"
+    if compared is None:
+        return f", seed {values[0].seed}"
+    right = f" ({_accuracy(compared)} of validation images right)" if _accuracy(compared) else ""
+    return (
+        f", {compared.samples} samples against {compared.images} {compared.reference} images over the network "
+        f"{_network(compared)}{right}, seed {compared.seed}"
+    )
+
+
+def difference(found: Difference) -> str:
+    """How far two models lie apart, and whether that is more than chance, in one line."""
+    relation = "within" if found.is_within else "beyond"
+    over = "images and seeds" if found.over_seeds else "images"
+    return (
+        f"{found.first} and {found.second} differ by {found.difference:.2g} in {found.name}, {relation} the spread "
+        f"(±{found.spread:.2g} over {over})"
+    )
 
 
 def _network(value: Value) -> str:
@@ -321,13 +346,14 @@ def outcome(run: Run, records: Sequence[TrialRecord], status: Status) -> Text:
     best = next((record for record in records if record.objective is not None), None)
     if best is not None:
         keys = dict.fromkeys((*ALWAYS_SHOWN, *best.parameters))
-        values = (f"{_heading(key)} {_number(best.parameters.get(key, field(run.spec_json, key)))}" for key in keys)
+        values = (f"{_heading(key)} {_number(best.parameters.get(key, field_of(run.spec_json, key)))}" for key in keys)
         found = f"trial {best.number}, {run.objective} {_objective(best.objective)} after epoch {best.best_epoch}"
-        if best.seeds > 1:
-            found += f" ({_over_seeds(best)} over {best.seeds} seeds)"
+        if best.validation_images:
+            found += f" on {best.validation_images:,} validation images"
         lines += [("best", f"{found}: {', '.join(values)}")]
     places = run.best_places()
     if places:
+        lines += [("test", tested(run))]
         lines += [("checkpoint", str(places[0]))]
         if run.can_sample():
             lines += [("next", f"raygen sample {run.name} --n 64 -o grid.png")]
@@ -338,12 +364,21 @@ def outcome(run: Run, records: Sequence[TrialRecord], status: Status) -> Text:
     return Text("\n").join(Text.assemble((label.rjust(width), "bold"), "  ", line) for label, line in lines)
 
 
-def field(spec: dict[str, Any], path: str) -> Any:
-    """The value at a dotted path of a spec."""
-    value: Any = spec
-    for part in path.split("."):
-        value = value[part]
-    return value
+def tested(run: Run) -> str:
+    """The best model's value on the test images, beside that of the defaults, or why there is none."""
+    found = run.tested()
+    if found is None:
+        return f"no value: {run.why_untested()}"
+    best, defaults = found["best"], found["defaults"]
+    over = mean_and_spread(best["mean"], best["spread"])
+    seeds = f" ({over} over {best['seeds']} fresh seed{'s' if best['seeds'] > 1 else ''})" if over else ""
+    line = f"{found['metric']} {_objective(best['value'])}{seeds} on {found['images']:,} test images"
+    if defaults is None:
+        return line
+    if defaults["trial"] == best["trial"]:
+        return f"{line}; these are the defaults"
+    after = f", after epoch {defaults['epoch']}" if defaults["epoch"] else ""
+    return f"{line}; the defaults (trial {defaults['trial']}{after}): {_objective(defaults['value'])}"
 
 
 def state(name: str, reason: str = "") -> Text:
@@ -397,12 +432,11 @@ def _trial(record: TrialRecord) -> str:
     return str(record.number) if record.replicate_of is None else f"{record.number} ({record.replicate_of})"
 
 
-def _over_seeds(record: TrialRecord) -> str:
-    """The objective on all held-out images: mean ± spread where there are several seeds."""
-    if record.mean is None:
+def mean_and_spread(mean: float | None, spread: float | None) -> str:
+    """Mean ± spread of several seeds; nothing if there are none."""
+    if mean is None:
         return ""
-    spread = "" if record.spread is None else f" ± {record.spread:.2g}"
-    return f"{record.mean:.5g}{spread}"
+    return f"{mean:.5g}" + ("" if spread is None else f" ± {spread:.2g}")
 
 
 def _objective(value: float | None) -> str:

@@ -45,7 +45,7 @@ Trials = Annotated[
 Replicates = Annotated[
     int | None,
     typer.Option(
-        help="Seeds that the best configurations are run on.",
+        help="Fresh seeds that the best configurations are run on too.",
         show_default=options.default(SearchOptions, "replicates"),
         rich_help_panel=_SEARCH,
     ),

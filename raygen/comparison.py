@@ -1,10 +1,11 @@
-"""Models of different families ranked on the same metrics, held-out images, number of samples and seed."""
+"""Models of different families ranked by one protocol: the same metrics, images, number of samples and seed."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from PIL import Image
 from raygen import evaluation, metrics, pictures, results
 from raygen.data import Dataset
 from raygen.errors import SpecError
-from raygen.evaluation import EvaluationCard
+from raygen.evaluation import EvaluationCard, Judge, Protocol
 from raygen.results import TrainedModel
+from raygen.spread import STANDARD_ERRORS, Difference, standard_error
 
 SAMPLES = 10
 """Samples of each model in the picture."""
@@ -27,10 +29,12 @@ class Compared:
     name: str
     trained: TrainedModel
     card: EvaluationCard
+    without_groups: Sequence[float] | None
+    """The value that decides without each group of images and samples (raygen.spread); None if it has no spread."""
 
-    def value(self, metric: str) -> float | None:
-        """The value of a metric; none where it does not suit the model or is not finite."""
-        judged = self.card.values.get(metric)
+    def value(self, name: str) -> float | None:
+        """The value of that name on the card; none where the metric does not suit the model or is not finite."""
+        judged = self.card.values.get(name)
         return judged.value if judged else None
 
     def as_json(self) -> dict[str, Any]:
@@ -39,7 +43,7 @@ class Compared:
 
 
 def check_data(models: Mapping[str, TrainedModel]) -> None:
-    """Raise SpecError naming two models that were trained on different data sets, splits or shapes."""
+    """Raise SpecError naming two models that were trained on different data sets, images, splits or shapes."""
     first_name, first = next(iter(models.items()))
     for name, trained in models.items():
         for field in ("source", "image_size", "validation_fraction", "test_fraction", "normal_class"):
@@ -49,6 +53,12 @@ def check_data(models: Mapping[str, TrainedModel]) -> None:
                     f"{first_name} and {name} cannot be compared: their data.{field} is {ours} and {theirs}; "
                     "compare runs on the same data set"
                 )
+        digests = [model.metrics.get("data", {}).get("digest") for model in (first, trained)]
+        if all(digests) and len(set(digests)) > 1:
+            raise SpecError(
+                f"{first_name} and {name} cannot be compared: they were trained on different images under one name "
+                f"({first.spec.data.source}); train one of them anew"
+            )
         if trained.model.shape != first.model.shape:
             raise SpecError(
                 f"{first_name} and {name} cannot be compared: their images are {first.model.shape} and "
@@ -57,18 +67,11 @@ def check_data(models: Mapping[str, TrainedModel]) -> None:
 
 
 def compare(
-    models: Mapping[str, TrainedModel],
-    dataset: Dataset,
-    names: Sequence[str],
-    *,
-    network: str,
-    images: int,
-    seed: int,
-    fid_weights: Path | None = None,
+    models: Mapping[str, TrainedModel], dataset: Dataset, names: Sequence[str], protocol: Protocol
 ) -> list[Compared]:
     """Judge every model by those of the named metrics that suit it, and rank them: the first metric decides.
 
-    Models that it does not suit come last. Raises as `evaluation.evaluate` does, and SpecError where no model suits.
+    Models that it does not suit come last. Raises as a Judge does, and SpecError where no model suits.
     """
     wanted = [metrics.find(name).name for name in dict.fromkeys(names)]
     suitable = {
@@ -78,53 +81,56 @@ def compare(
     deciding = metrics.find(wanted[0])
     if not any(deciding.name in found for found in suitable.values()):
         raise SpecError(f"none of these models can be judged by {deciding.name}: begin --metrics with another")
+    judge = Judge(dataset, protocol)
     judged = [
         Compared(
             name=name,
             trained=trained,
-            card=evaluation.evaluate(
-                trained, dataset, suitable[name], network=network, images=images, seed=seed, fid_weights=fid_weights
-            ),
+            card=judge.judge(trained, suitable[name]),
+            without_groups=judge.without_each_group(trained, wanted[0]) if wanted[0] in suitable[name] else None,
         )
         for name, trained in models.items()
     ]
-    sign = -1 if deciding.direction == "max" else 1
-    return sorted(judged, key=lambda each: _rank(each.value(deciding.name), sign))
+    sign, deciding_value = -1 if deciding.direction == "max" else 1, metrics.reported(deciding.name, protocol.split)
+    return sorted(judged, key=lambda each: _rank(each.value(deciding_value), sign))
 
 
-def differences(
-    ranked: Sequence[Compared],
-    dataset: Dataset,
-    name: str,
-    *,
-    network: str,
-    images: int,
-    seed: int,
-    fid_weights: Path | None = None,
-) -> list[Difference]:
-    """How far each model of a ranking lies from the next in the named metric, beside what chance explains.
+def differences(ranked: Sequence[Compared], name: str, protocol: Protocol) -> list[Difference]:
+    """How far each model of a ranking lies from the next in the value that decided, beside what chance explains.
 
-    The models and arguments are those of `compare`; models without a value are left out.
+    Pairs of which one has no value or no spread are left out.
     """
-    metric = metrics.find(name)
-    valued = [each for each in ranked if each.value(name) is not None]
-    over = evaluation.find_network(network, dataset, fid_weights) if metric.compare else None
-    left_out = [_left_out(each, metric, dataset, network=over, images=images, seed=seed) for each in valued]
     found = []
-    for (first, ours), (second, theirs) in itertools.pairwise(zip(valued, left_out, strict=True)):
-        if ours is not None and theirs is not None:
-            found.append(_difference(first, second, metric, spread.of_difference(ours, theirs), network))
+    for first, second in itertools.pairwise(ranked):
+        ours, theirs = first.value(name), second.value(name)
+        if ours is None or theirs is None or first.without_groups is None or second.without_groups is None:
+            continue
+        of_seeds = [_spread_over_seeds(each, name, protocol) for each in (first, second)]
+        parts = [standard_error(first.without_groups, second.without_groups), *filter(None, of_seeds)]
+        spread = STANDARD_ERRORS * math.hypot(*parts)
+        if math.isfinite(spread):
+            found.append(
+                Difference(
+                    first=first.name,
+                    second=second.name,
+                    name=name,
+                    difference=abs(ours - theirs),
+                    spread=spread,
+                    over_seeds=None not in of_seeds,
+                )
+            )
     return found
 
 
-def _left_out(
-    compared: Compared, metric: Metric, dataset: Dataset, *, network: FeatureNetwork | None, images: int, seed: int
-) -> list[float] | None:
-    judged = evaluation.judged_model(metric, compared.trained)
-    assert judged is not None, "it has a value"
-    shown = evaluation.held_out_images(dataset, images, compared.trained)
-    with torch.no_grad():
-        return spread.left_out(judged, metric, shown, samples=len(shown), seed=seed, network=network)
+def _spread_over_seeds(compared: Compared, name: str, protocol: Protocol) -> float | None:
+    """The standard deviation of a value over its configuration's fresh seeds; None if it was run on one alone.
+
+    Trainings are judged over the random network, so a value over another one has no spread over seeds.
+    """
+    over_seeds = compared.trained.metrics.get("over_seeds", {}).get(name, {})
+    compares = compared.card.values[name].network is not None
+    spread: float | None = over_seeds.get("spread")
+    return None if compares and protocol.network != "random" else spread
 
 
 def _rank(value: float | None, sign: int) -> tuple[bool, float]:

@@ -10,6 +10,7 @@ RaygenError                    1   anything below
 │   └── JobError                   a job that is not in the queue, or cannot do what was asked
 ├── TrainingError              1   a training that cannot go on
 │   ├── NonFiniteLossError         a loss became NaN or infinite
+│   ├── NonFiniteObjectiveError    what decides which epoch is best did
 │   ├── UnhealthyError             it learns nothing any more, though its losses are finite
 │   └── OutOfMemoryError           the device or the machine has too little memory for it
 ├── ProcessLostError           1   processes of a training were lost, more often than they are replaced
@@ -31,6 +32,7 @@ Cause = Literal[
     "error",
     "bad input",
     "non-finite loss",
+    "non-finite objective",
     "out of memory",
     "lost",
     "mode collapse",
@@ -39,7 +41,7 @@ Cause = Literal[
 ]
 """Why a trial or a run failed or was stopped; only what was lost is tried again without being asked."""
 
-RECURRING: frozenset[Cause] = frozenset({"bad input", "non-finite loss", *get_args(Ailment)})
+RECURRING: frozenset[Cause] = frozenset({"bad input", "non-finite loss", "non-finite objective", *get_args(Ailment)})
 """Causes that a job which is tried again as it is meets again."""
 
 
@@ -95,6 +97,15 @@ class NonFiniteLossError(TrainingError):
             f"the {phase} loss is not finite at step {step}; lower the learning rate (--lr) "
             "or clip gradients (--set optimizer.clip_norm=1)"
         )
+
+
+class NonFiniteObjectiveError(TrainingError):
+    """What decides which epoch is best became NaN or infinite."""
+
+    cause = "non-finite objective"
+
+    def __init__(self, objective: str) -> None:
+        super().__init__(f"{objective} is not finite; lower the learning rate (--lr)")
 
 
 class UnhealthyError(TrainingError):

@@ -3,59 +3,109 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from raygen import files, metrics
-from raygen.data import Dataset
+from raygen import files, metrics, spread
+from raygen.data import Dataset, Part, Split
 from raygen.errors import SpecError
-from raygen.metrics import Direction, Evidence, Measurement, Metric, _classifier, _features, _inception
+from raygen.metrics import Direction, Evidence, HeldOut, Measurement, Metric, _classifier, _features, _inception
 from raygen.metrics._features import FeatureNetwork
 from raygen.models._base import Model, Sampler
-from raygen.results import TrainedModel, check_shape
+from raygen.results import TrainedModel, check_shape, held_out_part
 
 CARD = "evaluation.json"
 NETWORKS = ("random", "classifier", "inception")
+CHUNK_IMAGES = 500
+FEWEST_TO_GROUP = 40
+"""Images or samples below which no spread is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What models are judged on, the same for all that are compared.
+
+    On the first `images` of the part `split`. Metrics that compare samples with real images take all images of the
+    part `reference` if one is named, else those `images`, and draw `samples` samples, else as many as those. `network`
+    is one of NETWORKS, whose features they compare; `fid_weights` is a file with the weights of `inception`.
+    `is_samples` are importance samples per image; `normal_class` is the label that is no anomaly, that of the training
+    unless given.
+    """
+
+    split: HeldOut = "validation"
+    images: int = 2000
+    samples: int | None = None
+    reference: Split | None = None
+    network: str = "random"
+    seed: int = 0
+    is_samples: int = 5000
+    normal_class: int | None = None
+    fid_weights: Path | None = None
 
 
 class Value(BaseModel, frozen=True, extra="forbid"):
-    """One metric's value; null where it is not finite. `network` and its facts are null where it needs none."""
+    """One metric's value on so many `images`; null if it is not finite.
+
+    Of a metric that compares samples with images, `samples` were drawn from `prior` and compared with `images` of the
+    part `reference` over `network`; these are null if it compares none. Such a metric's `real_against_real` is its
+    value for `real_samples` other real images in the place of samples: what a perfect model would reach.
+    """
 
     value: float | None
     direction: Direction
-    network: str | None
-    network_facts: dict[str, Any] | None
+    split: HeldOut
     images: int
-    split: Literal["held_out"] = "held_out"
     seed: int
+    reference: Split | None = None
+    samples: int | None = None
+    prior: str | None = None
+    network: str | None = None
+    network_facts: dict[str, Any] | None = None
+    real_against_real: float | None = None
+    real_samples: int | None = None
     details: dict[str, Any]
 
 
 class EvaluationCard(BaseModel, frozen=True, extra="forbid"):
-    """What a model was judged to be: its options, the data set, and each value by its metric's name.
+    """What a model was judged to be: its options, the data set, and each value by its name: val_… or test_….
 
-    `prior` is what its samples were drawn from, null where it cannot be sampled; `train_s` are the seconds that it
-    was trained for, null where its run does not tell.
+    `digest` is that of the data set's images; `train_s` are the seconds that the model was trained for, null if its
+    run does not tell.
     """
 
     model: dict[str, Any]
     data: str
-    prior: str | None
+    digest: str
     train_s: float | None
     values: dict[str, Value]
 
     def write(self, folder: Path) -> Path:
-        """Write the card into `folder` as evaluation.json, whole or not at all; returns its path, raises RunError."""
+        """Write the card into `folder` as evaluation.json, whole or not at all; returns its path, raises RunError.
+
+        Values on the other held-out part that an earlier card of this model and these images has stay on it.
+        """
         path = folder / CARD
+        splits = {value.split for value in self.values.values()}
+        earlier = self._earlier(path)
+        kept = {name: value for name, value in earlier.items() if value.split not in splits}
+        whole = self.model_copy(update={"values": {**kept, **self.values}})
         with files.whole(path) as partial:
-            partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            partial.write_text(whole.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return path
+
+    def _earlier(self, path: Path) -> Mapping[str, Value]:
+        """The values of the card that is there, if it is one of this model and these images."""
+        try:
+            card = EvaluationCard.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):
+            return {}
+        return card.values if (card.model, card.digest) == (self.model, self.digest) else {}
 
 
 def suitable_metrics(trained: TrainedModel) -> list[str]:
@@ -64,59 +114,204 @@ def suitable_metrics(trained: TrainedModel) -> list[str]:
     return [metric.name for metric in every if _judged(metric, trained) is not None]
 
 
-@torch.no_grad()
-def evaluate(
-    trained: TrainedModel,
-    dataset: Dataset,
-    names: Sequence[str],
-    *,
-    network: str = "random",
-    images: int = 2000,
-    seed: int = 0,
-    is_samples: int = 5000,
-    normal_class: int | None = None,
-    fid_weights: Path | None = None,
-) -> EvaluationCard:
-    """Judge a model by the named metrics on the first `images` held-out images, and as many samples.
+def evaluate(trained: TrainedModel, dataset: Dataset, names: Sequence[str], protocol: Protocol) -> EvaluationCard:
+    """Judge a model by the named metrics; raises as a Judge does."""
+    return Judge(dataset, protocol).judge(trained, names)
 
-    `dataset` is of all classes; a model that was trained on one is judged on images of that one, but by metrics
-    that look for the others. `network` is one of NETWORKS, over which samples are compared; `fid_weights` is a file
-    with the weights of `inception`; `is_samples` are importance samples per image; `normal_class` is the label that
-    is no anomaly, that of the training unless given. Raises SpecError for a metric or network that is none or does
-    not suit the model, DataError for labels or weights that are missing.
+
+class Judge:
+    """Judges models by one protocol; real images pass through the feature network once for all of them.
+
+    `dataset` is of all classes; a model that was trained on one is judged on images of that one, but by metrics that
+    look for the others.
     """
-    chosen = [_suitable(name, trained) for name in dict.fromkeys(names)]
-    _check(dataset, trained, images, is_samples, network)
-    validation = dataset.validation
-    of_all_classes = Evidence(
-        images=_held_out(dataset, images, trained),
-        seed=seed,
-        source=dataset.name,
-        labels=None if validation.labels is None else validation.labels[:images],
-        normal_class=_normal_class(trained, normal_class),
-        is_samples=is_samples,
-    )
-    evidence = of_all_classes
-    if trained.spec.data.normal_class is not None:
-        normal = dataset.only(trained.spec.data.normal_class)
-        evidence = replace(of_all_classes, images=_held_out(normal, images, trained), labels=None)
-    seen = {metric.name: of_all_classes if metric.all_classes else evidence for metric in chosen}
-    compared = [metric for metric in chosen if metric.compare]
-    over = _network(network, dataset, fid_weights) if compared else None
-    measured: dict[str, Measurement] = {}
-    if over and trained.prior:
-        measured |= _over_features(trained.prior.sampler, evidence, compared, over)
-    for metric in chosen:
-        judged = _judged(metric, trained)
-        if judged is not None and not metric.compare:
-            measured[metric.name] = _measured(metric, judged, seen[metric.name])
-    return EvaluationCard(
-        model=trained.spec.model.model_dump(mode="json"),
-        data=dataset.name,
-        prior=trained.prior.name if trained.prior else None,
-        train_s=trained.metrics.get("train_s"),
-        values={metric.name: _value(metric, measured[metric.name], seen[metric.name], over) for metric in chosen},
-    )
+
+    def __init__(self, dataset: Dataset, protocol: Protocol) -> None:
+        """Raises SpecError for a protocol that cannot be."""
+        _check(protocol)
+        self.dataset = dataset
+        self.protocol = protocol
+        self._real: dict[int | None, _RealImages] = {}
+
+    @torch.no_grad()
+    def judge(self, trained: TrainedModel, names: Sequence[str]) -> EvaluationCard:
+        """The card of a model, judged by the named metrics.
+
+        Raises SpecError for a metric that is none or does not suit the model, and for images that its training may
+        have seen; DataError for images, labels or weights that are missing.
+        """
+        chosen = [_suitable(name, trained) for name in dict.fromkeys(names)]
+        check_shape(trained, self.dataset)
+        evidence = of_all_classes = self._evidence(trained, self.dataset)
+        if trained.spec.data.normal_class is not None:
+            evidence = self._evidence(trained, self._of_its_class(trained))
+        measured = {
+            metric.name: self._measured(metric, trained, of_all_classes if metric.all_classes else evidence)
+            for metric in chosen
+            if metric.compare is None
+        }
+        compared = self._compared([metric for metric in chosen if metric.compare], trained)
+        values = measured | compared
+        return EvaluationCard(
+            model=trained.spec.model.model_dump(mode="json"),
+            data=self.dataset.name,
+            digest=self.dataset.digest,
+            train_s=trained.metrics.get("train_s"),
+            values={metrics.reported(metric.name, self.protocol.split): values[metric.name] for metric in chosen},
+        )
+
+    @torch.no_grad()
+    def without_each_group(self, trained: TrainedModel, name: str) -> list[float] | None:
+        """A metric that suits the model without each group of images and samples (raygen.spread); raises as `judge`.
+
+        None if the metric neither compares samples with images nor is a mean over images, or there are too few.
+        """
+        metric = _suitable(name, trained)
+        model = _judged(metric, trained)
+        assert model is not None, "a metric that does not suit the model was refused"
+        if metric.compare is not None:
+            real = self._real_images(trained)
+            made = _features.of_samples(model, real.samples, self.protocol.seed, real.network)
+            enough = min(len(real.features), len(made)) >= FEWEST_TO_GROUP
+            return spread.without_each_group(metric.compare, real.features, made) if enough else None
+        images = self._evidence(trained, self._of_its_class(trained)).images
+        if not metric.mean_over_images or metric.compute is None or len(images) < FEWEST_TO_GROUP:
+            return None
+        return spread.mean_without_each_group(metric.compute, model, images, self.protocol.seed)
+
+    def _of_its_class(self, trained: TrainedModel) -> Dataset:
+        """The images of the class that the model was trained on, or of all."""
+        normal = trained.spec.data.normal_class
+        return self.dataset if normal is None else self.dataset.only(normal)
+
+    def _evidence(self, trained: TrainedModel, dataset: Dataset) -> Evidence:
+        """What a model by itself is judged by: the first images of the part."""
+        protocol, part = self.protocol, held_out_part(trained, dataset, self.protocol.split)
+        images, device = part.images[: protocol.images], next(trained.model.parameters()).device
+        _check_count(len(images), protocol.split)
+        return Evidence(
+            images=images.to(device=device, dtype=torch.float32).div_(255),
+            seed=protocol.seed,
+            source=dataset.name,
+            labels=None if part.labels is None or dataset is not self.dataset else part.labels[: protocol.images],
+            normal_class=_normal_class(trained, protocol.normal_class),
+            is_samples=protocol.is_samples,
+        )
+
+    def _measured(self, metric: Metric, trained: TrainedModel, evidence: Evidence) -> Value:
+        model = _judged(metric, trained)
+        assert model is not None, "a metric that does not suit the model was refused"
+        if metric.measure is not None:
+            measured = metric.measure(model, evidence)
+        else:
+            assert metric.compute is not None, "a metric can be computed, compared or measured"
+            measured = Measurement(value=metric.compute(model, evidence.images, evidence.seed))
+        return Value(
+            value=_finite(measured.value),
+            direction=metric.direction,
+            split=self.protocol.split,
+            images=len(evidence.images),
+            seed=evidence.seed,
+            prior=trained.prior.name if metric.requires is Sampler and trained.prior else None,
+            details=dict(measured.details),
+        )
+
+    def _compared(self, chosen: Sequence[Metric], trained: TrainedModel) -> dict[str, Value]:
+        """Metrics over one feature network: the samples pass through it once for all of them."""
+        if not chosen:
+            return {}
+        assert trained.prior is not None, "a metric that does not suit the model was refused"
+        real, protocol = self._real_images(trained), self.protocol
+        made = _features.of_samples(trained.prior.sampler, real.samples, protocol.seed, real.network)
+        return {
+            metric.name: Value(
+                value=_finite(metric.compare(real.features, made)),
+                direction=metric.direction,
+                split=protocol.split,
+                images=len(real.features),
+                seed=protocol.seed,
+                reference=real.part,
+                samples=real.samples,
+                prior=trained.prior.name,
+                network=real.network.name,
+                network_facts=dict(real.network.facts),
+                real_against_real=real.against_real(metric),
+                real_samples=len(real.others),
+                details={},
+            )
+            for metric in chosen
+            if metric.compare
+        }
+
+    def _real_images(self, trained: TrainedModel) -> _RealImages:
+        """What the samples of a model are compared with, in the classes that it was trained on."""
+        normal = trained.spec.data.normal_class
+        if normal not in self._real:
+            dataset, protocol = self._of_its_class(trained), self.protocol
+            part: Split = protocol.reference or protocol.split
+            images = (dataset.part(part) if part == "train" else held_out_part(trained, dataset, part)).images
+            images = images if protocol.reference else images[: protocol.images]
+            _check_count(len(images), part)
+            count = len(images) if protocol.samples is None else protocol.samples
+            device = next(trained.model.parameters()).device
+            network = _network(protocol.network, self.dataset, protocol.fid_weights)
+            self._real[normal] = _RealImages(
+                part=part,
+                samples=count,
+                network=network,
+                features=_features_of([images], network, device),
+                others=_features_of(_others(dataset, part, count), network, device),
+            )
+        return self._real[normal]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RealImages:
+    """Features [N, F] of the images that samples are compared with, and [M, F] of other real images, M ≤ `samples`."""
+
+    part: Split
+    samples: int
+    network: FeatureNetwork
+    features: Tensor
+    others: Tensor
+    _known: dict[str, float | None] = field(default_factory=dict)
+
+    def against_real(self, metric: Metric) -> float | None:
+        """The metric's value with the other real images in the place of samples."""
+        assert metric.compare is not None
+        if metric.name not in self._known:
+            self._known[metric.name] = (
+                _finite(metric.compare(self.features, self.others)) if len(self.others) > 1 else None
+            )
+        return self._known[metric.name]
+
+
+def _others(dataset: Dataset, part: Split, count: int) -> Iterator[Tensor]:
+    """So many real images (uint8) that are not of the part, in pieces; fewer if there are no more.
+
+    Those of the other held-out part come first: a classifier network has been trained on the training images.
+    """
+    order: dict[Split, tuple[Part | None, ...]] = {
+        "train": (dataset.validation, dataset.test),
+        "validation": (dataset.test, dataset.train),
+        "test": (dataset.validation, dataset.train),
+    }
+    for other in order[part]:
+        if other is None or count <= 0:
+            continue
+        yield other.images[:count]
+        count -= len(other.images)
+
+
+def _features_of(pieces: Iterable[Tensor], network: FeatureNetwork, device: torch.device) -> Tensor:
+    """Features [N, F] of images uint8 [n, C, H, W] in pieces, a few of them as floats at a time."""
+    chunks = (chunk for piece in pieces for chunk in piece.split(CHUNK_IMAGES))
+    found = [_features.features(chunk.to(device=device, dtype=torch.float32).div_(255), network) for chunk in chunks]
+    return torch.cat(found) if found else torch.empty(0, 1, dtype=torch.float64)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _normal_class(trained: TrainedModel, given: int | None) -> int | None:
@@ -124,12 +319,6 @@ def _normal_class(trained: TrainedModel, given: int | None) -> int | None:
     if trained_on is not None and given not in (None, trained_on):
         raise SpecError(f"--normal-class {given}: the model was trained on class {trained_on}; leave it out")
     return trained_on if given is None else given
-
-
-def _held_out(dataset: Dataset, images: int, trained: TrainedModel) -> Tensor:
-    """The first held-out images [N, C, H, W] in [0, 1], on the model's device."""
-    device = next(trained.model.parameters()).device
-    return dataset.validation.images[:images].to(device=device, dtype=torch.float32).div_(255)
 
 
 def _judged(metric: Metric, trained: TrainedModel) -> Model | None:
@@ -147,47 +336,23 @@ def _suitable(name: str, trained: TrainedModel) -> Metric:
     return metric
 
 
-def _check(dataset: Dataset, trained: TrainedModel, images: int, is_samples: int, network: str) -> None:
-    if network not in NETWORKS:
-        raise SpecError(f"there is no feature network {network!r}; networks: {', '.join(NETWORKS)}")
-    count = min(images, len(dataset.validation.images))
+def _check(protocol: Protocol) -> None:
+    if protocol.network not in NETWORKS:
+        raise SpecError(f"there is no feature network {protocol.network!r}; networks: {', '.join(NETWORKS)}")
+    if protocol.samples is not None and protocol.samples < 2:
+        raise SpecError(f"2 samples or more are compared, not {protocol.samples}: use --samples 2000, or leave it out")
+    if protocol.is_samples < 1:
+        raise SpecError(
+            f"a likelihood takes 1 importance sample or more, not {protocol.is_samples}: use --is-samples 5000"
+        )
+
+
+def _check_count(count: int, part: Split) -> None:
     if count < 2:
-        raise SpecError(f"a model is judged on 2 held-out images or more, not {count}: use --images 2000")
-    if is_samples < 1:
-        raise SpecError(f"a likelihood takes 1 importance sample or more, not {is_samples}: use --is-samples 5000")
-    check_shape(trained, dataset)
+        raise SpecError(f"a model is judged on 2 {part} images or more, not {count}: use --images 2000")
 
 
 def _network(name: str, dataset: Dataset, fid_weights: Path | None) -> FeatureNetwork:
     if name == "classifier":
         return _classifier.trained_on(dataset).as_features()
     return _inception.load(fid_weights) if name == "inception" else _features.random_network()
-
-
-def _over_features(
-    model: Model, evidence: Evidence, compared: Sequence[Metric], network: FeatureNetwork
-) -> dict[str, Measurement]:
-    """Metrics over one feature network: images and samples pass through it once for all of them."""
-    real = _features.of_real(evidence.images, network)
-    made = _features.of_samples(model, len(evidence.images), evidence.seed, network)
-    return {metric.name: Measurement(value=metric.compare(real, made)) for metric in compared if metric.compare}
-
-
-def _measured(metric: Metric, model: Model, evidence: Evidence) -> Measurement:
-    if metric.measure is not None:
-        return metric.measure(model, evidence)
-    assert metric.compute is not None, "a metric can be computed, compared or measured"
-    return Measurement(value=metric.compute(model, evidence.images, evidence.seed))
-
-
-def _value(metric: Metric, measured: Measurement, evidence: Evidence, network: FeatureNetwork | None) -> Value:
-    over = network if metric.compare else None
-    return Value(
-        value=measured.value if math.isfinite(measured.value) else None,
-        direction=metric.direction,
-        network=over.name if over else None,
-        network_facts=dict(over.facts) if over else None,
-        images=len(evidence.images),
-        seed=evidence.seed,
-        details=dict(measured.details),
-    )

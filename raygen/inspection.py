@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raygen import data, models
-from raygen.data import Dataset
+from raygen.data import Dataset, Split
 from raygen.errors import RunError
 from raygen.metrics import _anomaly
 from raygen.models._base import Reconstructor, Sampler
@@ -18,42 +18,48 @@ from raygen.results import TrainedModel, check_shape
 
 CHUNK_IMAGES = 500
 
-Split = Literal["held-out", "train", "all"]
+PARTS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """Some images of a data set, uint8 [N, C, H, W], with what is known of each.
 
-    `positions` [N] are those in the source, `held_out` [N] (bool) says which images no training sees, `labels` [N]
-    are the classes where the source has some.
+    `positions` [N] are those in the source, `parts` [N] the indices in PARTS of those that they are in, `labels` [N]
+    the classes if the source has some.
     """
 
     images: Tensor
     positions: Tensor
-    held_out: Tensor
+    parts: Tensor
     labels: Tensor | None
 
+    @property
+    def part_names(self) -> list[Split]:
+        """The part that each image is in, by its name."""
+        return [PARTS[index] for index in self.parts.tolist()]
 
-def select(dataset: Dataset, split: Split) -> Selection:
-    """The training images, the validation images (`held-out`), or those of all parts, in the order of the source."""
+
+def select(dataset: Dataset, split: Split | Literal["all"]) -> Selection:
+    """The images of one part, or of all of them, in the order of the source; raises DataError if there are none."""
+    if split != "all":
+        dataset.part(split)
     parts = [part for part in (dataset.train, dataset.validation, dataset.test) if part]
     positions = data.source_positions(dataset)
-    held_out = torch.arange(len(positions)) >= len(dataset.train.images)
+    part_of = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part.images) for part in parts]))
     rows = torch.argsort(positions)
     if split != "all":
-        first, count = len(dataset.train.images), len(dataset.validation.images)
-        rows = rows[rows < first] if split == "train" else rows[(rows >= first) & (rows < first + count)]
+        rows = rows[part_of[rows] == PARTS.index(split)]
     # Gathered from the parts one after the other: all together may be larger than memory.
     images = dataset.train.images.new_empty(len(rows), *dataset.shape)
-    start = 0
-    for part in parts:
-        of_part = (rows >= start) & (rows < start + len(part.images))
-        images[of_part] = part.images[rows[of_part] - start]
-        start += len(part.images)
+    first = 0
+    for index, part in enumerate(parts):
+        is_here = part_of[rows] == index
+        images[is_here] = part.images[rows[is_here] - first]
+        first += len(part.images)
     known = [part.labels for part in parts if part.labels is not None]
     labels = torch.cat(known)[rows] if len(known) == len(parts) else None
-    return Selection(images=images, positions=positions[rows], held_out=held_out[rows], labels=labels)
+    return Selection(images=images, positions=positions[rows], parts=part_of[rows], labels=labels)
 
 
 def require_encoder(trained: TrainedModel, instead: str = "") -> Reconstructor:
@@ -74,7 +80,7 @@ def encode(trained: TrainedModel, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(trained: TrainedModel, dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
-    """The first held-out images and their reconstructions, each [N, C, H, W] in [0, 1].
+    """The first validation images and their reconstructions, each [N, C, H, W] in [0, 1].
 
     Raises RunError without an encoder, SpecError for images of another shape.
     """
@@ -96,19 +102,19 @@ def score(trained: TrainedModel, images: Tensor, seed: int) -> tuple[str, Tensor
 
 
 @torch.no_grad()
-def interpolate(trained: TrainedModel, held_out: Tensor | None, steps: int, rows: int, seed: int) -> Tensor:
+def interpolate(trained: TrainedModel, images: Tensor | None, steps: int, rows: int, seed: int) -> Tensor:
     """Images [rows · steps, C, H, W] in [0, 1], each row leading from one point of the latent space to another.
 
     Along great circles between draws of a Gaussian prior, which stay where such a prior has its mass (White 2016,
-    "Sampling generative networks"); in straight lines between the encodings of held-out images, uint8
-    [N, C, H, W], where a model has no prior.
+    "Sampling generative networks"); in straight lines between the encodings of `images`, uint8
+    [N, C, H, W], if a model has no prior.
     """
     fractions = torch.linspace(0, 1, steps)[None, :, None]
     if trained.prior is None:
         model = require_encoder(trained)
-        assert held_out is not None, "a model without a prior is interpolated between images"
-        chosen = torch.randint(len(held_out), (rows, 2), generator=torch.Generator().manual_seed(seed))
-        ends = encode(trained, held_out[chosen.flatten()]).unflatten(0, (rows, 2))
+        assert images is not None, "a model without a prior is interpolated between images"
+        chosen = torch.randint(len(images), (rows, 2), generator=torch.Generator().manual_seed(seed))
+        ends = encode(trained, images[chosen.flatten()]).unflatten(0, (rows, 2))
         latents = torch.lerp(ends[:, :1], ends[:, 1:], fractions)
         return torch.cat([model.decode(chunk).float() for chunk in latents.flatten(0, 1).split(CHUNK_IMAGES)])
     sampler = trained.prior.sampler

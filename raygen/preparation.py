@@ -104,6 +104,7 @@ def extended(job: Job, *, trials: int | None = None, epochs: int | None = None) 
     if job.state is not State.SUCCEEDED:
         raise JobError(f"{job.name} is {job.state}; only a job that has succeeded can be extended")
     run = Run(Path(job.folder))
+    run.check_goes_on()
     spec = run.spec()
     if not isinstance(spec, TuneSpec):
         raise SpecError(f"{job.name} was made by `raygen {job.kind}`; only a search can be extended")

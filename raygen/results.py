@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import statistics
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from raygen import data, models, pictures
+from raygen import data, metrics, models, pictures
 from raygen.errors import RunError, SpecError
-from raygen.metrics import _features
+from raygen.metrics import HeldOut, _features
 from raygen.models._base import ImageShape, Model, Reconstructor, Sampler
-from raygen.runs import CHECKPOINT, PICTURE, Run, Trial
+from raygen.runs import CHECKPOINT, PICTURE, Judged, Judgement, Run, Trial
 from raygen.spec import TrainSpec, TuneSpec
 from raygen.training import checkpoint
 from raygen.training.checkpoint import BestRecord
@@ -73,91 +74,128 @@ def load(place: Path) -> TrainedModel:
     with checkpoint.explained(f"cannot read the checkpoint {place}"):
         spec = TrainSpec.model_validate_json((folder / SPEC).read_text(encoding="utf-8"))
         is_whole = (folder / METRICS).is_file()
-        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8")) if is_whole else {}
-        shape = metrics["image_shape"] if metrics else data.load(spec.data).shape
+        facts = json.loads((folder / METRICS).read_text(encoding="utf-8")) if is_whole else {}
+        shape = facts["image_shape"] if facts else data.load(spec.data).shape
         model = models.find(spec.model.name)(spec.model, ImageShape(*shape))
         model.load_state_dict(checkpoint.read_weights(weights))
-    return TrainedModel(model.eval().requires_grad_(False), spec, metrics)
+    return TrainedModel(model.eval().requires_grad_(False), spec, facts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A trial's checkpoint, with its metrics on so many held-out images."""
+    """A trial's checkpoint, and what it came to on validation images."""
 
     trial: Trial
     record: BestRecord
-    metrics: dict[str, float]
-    images: int
+    validation: Judged
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Configuration:
-    """What one configuration came to on all its seeds."""
+    """What one configuration came to: in its own trial, and on fresh seeds."""
 
     number: int
     best: _Candidate
-    values: list[float]
-
-    @property
-    def over_seeds(self) -> dict[str, Any]:
-        """Mean and sample standard deviation of the objective, as a TrialRecord has them."""
-        several = len(self.values) > 1
-        spread = statistics.stdev(self.values) if several else None
-        return {"mean": statistics.fmean(self.values), "spread": spread, "seeds": len(self.values)}
+    fresh: list[float]
 
 
 def collect_best(run: Run) -> None:
     """Fill best/1 … best/k with the checkpoints of the k best trials: spec, weights, metrics and a picture.
 
-    A search's are judged once more, on all held-out images, and ranked by the mean over the seeds that each
-    configuration was run on; the checkpoint is that of the best seed. What counts is what the checkpoints hold: a
-    trial whose process was lost may have reported more than it saved.
+    The k best by what their epochs showed are judged once more, on all validation images, and ranked by that: by the
+    mean over fresh seeds if they were run on some, as the seed that they were found with is a lucky one. The
+    checkpoint is that of the best seed. The very best, its fresh seeds and a search's defaults are then judged on all
+    test images.
+    What counts is what the checkpoints hold: a trial whose process was lost may have reported more than it saved.
     """
     spec = run.spec()
     keep = spec.search.keep_best if isinstance(spec, TuneSpec) else 1
     saved = [(trial, checkpoint.read_best_record(trial.checkpoint)) for trial in run.configurations()]
     kept = [(trial, record) for trial, record in saved if record is not None]
     kept.sort(key=lambda pair: pair[1].metrics[run.objective], reverse=run.direction == "max")
+    if not kept:
+        return
     dataset = data.load(spec.data)
-    judged = [_judged(run, trial, dataset) for trial, _ in kept[:keep]]
-    judged.sort(key=lambda configuration: configuration.over_seeds["mean"], reverse=run.direction == "max")
+    # A person who stops a run waits for it to end: then the values of its epochs have to do.
+    in_full = not run.should_stop()
+    judged = [_judged(run, trial, dataset, in_full=in_full) for trial, _ in kept[:keep]]
+    has_fresh = any(configuration.fresh for configuration in judged)
+    judged.sort(key=lambda configuration: _rank(run, configuration, has_fresh=has_fresh))
+    best = judged[0]
+    if in_full:
+        _test(run, best, dataset)
     filled = run.folder / ".best.partial"
     shutil.rmtree(filled, ignore_errors=True)
     for place, configuration in enumerate(judged, start=1):
         _fill(filled / str(place), run, configuration, dataset)
-    if kept:
-        run.replace_best(filled)
+    run.replace_best(filled)
 
 
-def _judged(run: Run, original: Trial, dataset: data.Dataset) -> _Configuration:
-    """Judge all checkpoints of one configuration on all held-out images."""
-    # A person who stops a run waits for it to end: then the values of its epochs have to do.
-    in_full = run.kind == "tune" and not run.should_stop()
+def _judged(run: Run, original: Trial, dataset: data.Dataset, *, in_full: bool) -> _Configuration:
+    """Judge all checkpoints of one configuration, `in_full` on all validation images."""
     candidates = []
     for trial in (original, *run.replicates(original)):
         record = checkpoint.read_best_record(trial.checkpoint)
-        if record is not None:
-            candidates.append(_candidate(trial, record, dataset, in_full=in_full))
-    pick = max if run.direction == "max" else min
+        if record is None:
+            continue
+        if in_full:
+            validation = _judged_on(dataset.validation, trial)
+            trial.record_judgement(Judgement(record.epoch, validation))
+        else:
+            images = min(trial.spec().evaluation.images, len(dataset.validation.images))
+            validation = Judged(images, record.metrics)
+        candidates.append(_Candidate(trial=trial, record=record, validation=validation))
     return _Configuration(
         number=original.number,
-        best=pick(candidates, key=lambda candidate: candidate.metrics[run.objective]),
-        values=[candidate.metrics[run.objective] for candidate in candidates],
+        best=min(candidates, key=lambda candidate: _sortable(run, candidate.validation.metrics[run.objective])),
+        fresh=[
+            candidate.validation.metrics[run.objective] for candidate in candidates if candidate.trial is not original
+        ],
     )
 
 
-def _candidate(trial: Trial, record: BestRecord, dataset: data.Dataset, *, in_full: bool) -> _Candidate:
-    spec, everything = trial.spec(), len(dataset.validation.images)
-    images = min(spec.evaluation.images, everything)
-    if not in_full or images == everything:
-        return _Candidate(trial=trial, record=record, metrics=record.metrics, images=images)
-    model = models.find(spec.model.name)(spec.model, ImageShape(*dataset.shape))
+def _judged_on(part: data.Part, trial: Trial) -> Judged:
+    """The metrics of a trial's best weights on all images of one part."""
+    spec, images = trial.spec(), part.images
+    model = models.find(spec.model.name)(spec.model, ImageShape(*images.shape[1:]))
     with checkpoint.explained(f"cannot read the checkpoint of trial {trial.number}"):
         model.load_state_dict(checkpoint.read_best_weights(trial.checkpoint))
-    options = spec.evaluation.model_copy(update={"images": everything})
-    held_out = held_out_images(dataset.validation.images, options, CPU)
-    metrics = evaluate(model.eval().requires_grad_(False), held_out, options)
-    return _Candidate(trial=trial, record=record, metrics=metrics, images=everything)
+    options = spec.evaluation.model_copy(update={"images": len(images)})
+    found = evaluate(model.eval().requires_grad_(False), held_out_images(images, options, CPU), options)
+    return Judged(len(images), found)
+
+
+def _test(run: Run, best: _Configuration, dataset: data.Dataset) -> None:
+    """Judge the best, its fresh seeds and the defaults on all test images, if there are some."""
+    if dataset.test is None:
+        return
+    original, defaults = run.trial(best.number), run.defaults()
+    trials = {
+        trial.number: trial
+        for trial in (best.best.trial, *run.replicates(original), *([defaults] if defaults else []))
+    }
+    for trial in trials.values():
+        record = checkpoint.read_best_record(trial.checkpoint)
+        if record is None:
+            continue
+        earlier = trial.judgement(record.epoch)
+        validation = earlier.validation if earlier else _judged_on(dataset.validation, trial)
+        found = _judged_on(dataset.test, trial)
+        renamed = {metrics.reported(name, "test"): value for name, value in found.metrics.items()}
+        trial.record_judgement(Judgement(record.epoch, validation, Judged(found.images, renamed)))
+
+
+def _rank(run: Run, configuration: _Configuration, *, has_fresh: bool) -> tuple[bool, float]:
+    """What sorts the better configurations before the worse: by fresh seeds if there are some."""
+    if not has_fresh:
+        return _sortable(run, configuration.best.validation.metrics[run.objective])
+    return _sortable(run, statistics.fmean(configuration.fresh) if configuration.fresh else math.nan)
+
+
+def _sortable(run: Run, value: float) -> tuple[bool, float]:
+    """What sorts the better values of the objective before the worse, and those that are not finite last."""
+    is_finite = math.isfinite(value)
+    return not is_finite, (-value if run.direction == "max" else value) if is_finite else 0.0
 
 
 def sample(trained: TrainedModel, count: int, seed: int) -> Tensor:
@@ -168,6 +206,22 @@ def sample(trained: TrainedModel, count: int, seed: int) -> Tensor:
             "--prior gmm fits one"
         )
     return torch.cat(list(_features.samples(trained.prior.sampler, count, seed)))
+
+
+def held_out_part(trained: TrainedModel, dataset: data.Dataset, split: HeldOut) -> data.Part:
+    """The images of a part that the model's training has not seen.
+
+    Raises SpecError for test images that it may have seen, or if there are none.
+    """
+    if split == "test" and trained.spec.version == 1 and not dataset.has_official_test:
+        raise SpecError(
+            f"this model was made before test images of {dataset.name} were set apart, and may have been trained on "
+            "them: use --split validation, or type a new "
+            f"`raygen train {trained.spec.model.name} --data {trained.spec.data.source}`"
+        )
+    if split == "test" and dataset.test is None:
+        raise SpecError(f"{dataset.name} has no test images ({dataset.no_test}): use --split validation")
+    return dataset.part(split)
 
 
 def check_shape(trained: TrainedModel, dataset: data.Dataset) -> None:
@@ -182,17 +236,20 @@ def check_shape(trained: TrainedModel, dataset: data.Dataset) -> None:
 def _fill(folder: Path, run: Run, configuration: _Configuration, dataset: data.Dataset) -> None:
     best = configuration.best
     trial, record, spec = best.trial, best.record, best.trial.spec()
-    metrics = {
+    judgement = trial.judgement(record.epoch)
+    facts = {
         "trial": trial.number,
         "epoch": record.epoch,
         "objective": run.objective,
-        "value": record.metrics[run.objective],
-        "metrics": record.metrics,
-        "full_evaluation": {"images": best.images, "metrics": best.metrics},
+        "value": best.validation.metrics[run.objective],
+        "metrics": {**record.metrics, **best.validation.metrics},
+        "validation_images": best.validation.images,
+        "test": vars(judgement.test) if judgement and judgement.test else None,
         "configuration": configuration.number,
-        "over_seeds": configuration.over_seeds,
+        "over_seeds": run.over_seeds(run.trial(configuration.number)),
         "parameters": trial.parameters,
         "image_shape": list(dataset.shape),
+        "data": _about(dataset),
         "can_sample": issubclass(models.find(spec.model.name), Sampler),
         "train_s": trial.train_s(record.epoch),
     }
@@ -200,8 +257,15 @@ def _fill(folder: Path, run: Run, configuration: _Configuration, dataset: data.D
         folder.mkdir(parents=True)
         save_file(checkpoint.read_best_weights(trial.checkpoint), folder / CHECKPOINT)
         (folder / SPEC).write_text(spec.model_dump_json(indent=1), encoding="utf-8")
-        (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        (folder / METRICS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     pictures.save(_picture(load(folder), dataset), folder / PICTURE)
+
+
+def _about(dataset: data.Dataset) -> dict[str, Any]:
+    """The data set's name, the digest of its images, and how many of them are in each part."""
+    parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    counts = {name: 0 if part is None else len(part.images) for name, part in parts.items()}
+    return {"name": dataset.name, "digest": dataset.digest, **counts}
 
 
 def _picture(trained: TrainedModel, dataset: data.Dataset) -> Image.Image:

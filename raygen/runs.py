@@ -13,6 +13,7 @@ RUN/
         trial.json         the trial's parameters, its complete spec, and the trial that it runs again if any
         state.json         running, finished, stopped, failed or interrupted, and why
         epochs.jsonl       a line for each epoch
+        judged.json        what its best weights came to on all validation images, and on all test images
         pace.json          how far and how fast, now
         failure            why its processes ended, written by one of them
         ray/               what Ray Train writes while it runs
@@ -26,8 +27,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +38,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
+from raygen import versions
 from raygen.errors import CheckpointError, JobFailedError, RunError
+from raygen.metrics import reported
 from raygen.plan import Plan
 
 if TYPE_CHECKING:
@@ -70,11 +74,31 @@ class Status:
 
 
 @dataclass(frozen=True)
-class TrialRecord:
-    """What is known of a trial; `objective` is its best value so far, reached at `best_epoch`.
+class Judged:
+    """Metrics of a trial's best weights on so many images, all of a part."""
 
-    One that runs the configuration of another on another seed is its replicate. Of a configuration in best/, `mean`
-    and `spread` (sample standard deviation) are over `seeds` seeds, judged on all held-out images.
+    images: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a trial's best weights, of this epoch, came to; `test` is None if they were not tested."""
+
+    epoch: int
+    validation: Judged
+    test: Judged | None = None
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What is known of a trial; `objective` is its best value so far on validation images, reached at `best_epoch`.
+
+    It is over all of them, `validation_images`, if it was judged so at the end, as the best are; None: over those that
+    epochs are judged on. `test` is the objective on all test images, if it was tested.
+
+    A trial that runs the configuration of another on a fresh seed is its replicate. Of a configuration that has some,
+    `mean` and `spread` (sample standard deviation) are over their values of `objective`, `seeds` in all.
     """
 
     number: int
@@ -90,9 +114,11 @@ class TrialRecord:
     images_per_s: float | None = None
     fraction: float = 0.0
     replicate_of: int | None = None
+    validation_images: int | None = None
+    test: float | None = None
     mean: float | None = None
     spread: float | None = None
-    seeds: int = 1
+    seeds: int = 0
 
 
 def default_storage() -> Path:
@@ -216,12 +242,26 @@ class Trial:
         """Forget why earlier processes ended."""
         (self.folder / "failure.json").unlink(missing_ok=True)
 
+    def record_judgement(self, judgement: Judgement) -> None:
+        """Write down what its best weights came to."""
+        _write_json(self.folder / "judged.json", asdict(judgement))
+
+    def judgement(self, epoch: int) -> Judgement | None:
+        """What its best weights came to, if they were of that epoch: a training that went on may have better ones."""
+        written = _read_json(self.folder / "judged.json", missing={})
+        if not written or written["epoch"] != epoch:
+            return None
+        test = written["test"]
+        return Judgement(epoch, Judged(**written["validation"]), None if test is None else Judged(**test))
+
     def record(self, objective: str) -> TrialRecord:
         """What is known of it, judged by `objective`."""
         document, status, epochs = _read_json(self.folder / "trial.json"), self.status(), self.epochs()
         pace = _read_json(self.folder / "pace.json", missing={})
         number_of_epochs = document["spec"]["training"]["epochs"]
         best = next((line for line in reversed(epochs) if line["is_best"]), None)
+        judged = self.judgement(best["epoch"]) if best else None
+        values = {**(best["metrics"] if best else {}), **(judged.validation.metrics if judged else {})}
         return TrialRecord(
             number=self.number,
             parameters=document["parameters"],
@@ -230,12 +270,14 @@ class Trial:
             epoch=epochs[-1]["epoch"] if epochs else 0,
             epochs=number_of_epochs,
             train_s=max(pace.get("train_s", 0.0), epochs[-1]["train_s"] if epochs else 0.0),
-            objective=best["metrics"][objective] if best else None,
+            objective=values.get(objective),
             best_epoch=best["epoch"] if best else None,
-            metrics=best["metrics"] if best else {},
+            metrics=values,
             images_per_s=pace.get("images_per_s"),
             fraction=max(len(epochs) / number_of_epochs, pace["step"] / pace["steps"] if pace else 0.0),
             replicate_of=document.get("replicate_of"),
+            validation_images=judged.validation.images if judged else None,
+            test=judged.test.metrics[reported(objective, "test")] if judged and judged.test else None,
         )
 
 
@@ -251,7 +293,7 @@ class Run:
             self.objective: str = document["objective"]
             self.direction: Literal["min", "max"] = document["direction"]
             self.created_at = datetime.fromisoformat(document["created_at"])
-            self.spec_json: dict[str, Any] = document["spec"]
+            self.spec_json = versions.read_spec(document["spec"])
             self.plan = Plan(**document["plan"])
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{folder / 'run.json'} is damaged: {error!r}") from error
@@ -355,6 +397,14 @@ class Run:
         current: int | None = _read_json(self.folder / "attempt.json")["number"]
         return current == number
 
+    def check_goes_on(self) -> None:
+        """Raise RunError if an earlier version made it: its parts of the images, and so its values, were others."""
+        if self.spec_json["version"] < versions.VERSION:
+            raise RunError(
+                f"{self.name} was made before test images were set apart, and cannot go on; type a new "
+                f"`raygen {self.kind} {self.spec_json['model']['name']} --data {self.spec_json['data']['source']}`"
+            )
+
     def reopen(self, *, only: Cause | None = None) -> None:
         """Let trials that failed, for `only` one cause or any, go on from their checkpoints."""
         for trial in self.trials():
@@ -414,11 +464,11 @@ class Run:
         return [trial for trial in self.trials() if trial.replicate_of is None]
 
     def replicates(self, original: Trial) -> list[Trial]:
-        """The trials that run this trial's configuration on other seeds."""
+        """The trials that run this trial's configuration on fresh seeds."""
         return [trial for trial in self.trials() if trial.replicate_of == original.number]
 
     def add_replicates(self) -> None:
-        """Make the trials that a search still needs to run its best configurations on all seeds."""
+        """Make the trials that a search still needs to run its best configurations on as many fresh seeds."""
         first = len(self.trials()) + 1
         for number, (original, seed) in enumerate(self._lacking_replicates(), start=first):
             spec = original.spec().with_settings({"seed": seed})
@@ -427,15 +477,15 @@ class Run:
     def _lacking_replicates(self) -> list[tuple[Trial, int]]:
         """The best configurations' trials, each with a seed that it has not been run on."""
         search = self.spec_json.get("search", {})
-        extra = search.get("replicates", 1) - 1
-        if extra == 0:
+        fresh = search.get("replicates", 0)
+        if fresh == 0:
             return []
         valued = [trial for trial in self.configurations() if trial.record(self.objective).objective is not None]
         valued.sort(key=lambda trial: self._rank(trial.record(self.objective)))
         return [
             (trial, trial.spec().seed + number)
             for trial in valued[: search["keep_best"]]
-            for number in range(len(self.replicates(trial)) + 1, extra + 1)
+            for number in range(len(self.replicates(trial)) + 1, fresh + 1)
         ]
 
     @property
@@ -445,8 +495,8 @@ class Run:
         if search is None:
             return 1
         trials: int = search["trials"]
-        extra: int = (search.get("replicates", 1) - 1) * min(search["keep_best"], trials)
-        return trials + extra
+        replicates: int = search.get("replicates", 0) * min(search["keep_best"], trials)
+        return trials + replicates
 
     def is_complete(self) -> bool:
         """Whether every trial that was asked for has ended."""
@@ -457,11 +507,58 @@ class Run:
     def records(self) -> list[TrialRecord]:
         """What is known of every trial: best/ in its order, then the best first, those without a value last."""
         judged = [_read_json(place / "metrics.json") for place in self.best_places()]
-        over_seeds = {metrics["configuration"]: metrics["over_seeds"] for metrics in judged if "over_seeds" in metrics}
-        places = {configuration: place for place, configuration in enumerate(over_seeds)}
+        places = {metrics.get("configuration"): place for place, metrics in enumerate(judged)}
         records = [trial.record(self.objective) for trial in self.trials()]
-        records = [replace(record, **over_seeds.get(record.number, {})) for record in records]
+        records = [replace(record, **_over_fresh_seeds(record, records)) for record in records]
         return sorted(records, key=lambda record: (places.get(record.number, len(places)), self._rank(record)))
+
+    def defaults(self) -> Trial | None:
+        """A search's trial of the spec as it stands, if its first one is that."""
+        first = next(iter(self.configurations()), None)
+        if first is None or self.kind == "train":
+            return None
+        as_it_stands = all(value == field_of(self.spec_json, path) for path, value in first.parameters.items())
+        return first if as_it_stands or self.spec_json["search"].get("defaults_first") else None
+
+    def tested(self) -> dict[str, Any] | None:
+        """What the best came to on all test images, beside a search's defaults; None if nothing was tested.
+
+        `mean` and `spread` are over the best configuration's fresh seeds, if it was run on some.
+        """
+        best = self._best_facts()
+        if not best.get("test"):
+            return None
+        name = reported(self.objective, "test")
+        fresh = [trial.record(self.objective).test for trial in self.replicates(self.trial(best["configuration"]))]
+        defaults = self.defaults()
+        record = defaults.record(self.objective) if defaults else None
+        return {
+            "metric": name,
+            "images": best["test"]["images"],
+            "best": {"trial": best["trial"], "value": best["test"]["metrics"][name], **_spread(fresh)},
+            "defaults": record and {"trial": record.number, "value": record.test, "epoch": record.best_epoch},
+        }
+
+    def why_untested(self) -> str:
+        """Why the best has no value on test images, in a few words."""
+        if self.spec_json["version"] == 1:
+            return "this run was made before test images were set apart"
+        if self._best_facts()["data"]["test"] == 0:
+            return "there are no test images"
+        return "the run was stopped before its end"
+
+    def over_seeds(self, original: Trial) -> dict[str, dict[str, Any]]:
+        """Mean, spread and number of what a configuration's fresh seeds reached, by the name of the value."""
+        fresh = [trial.record(self.objective) for trial in self.replicates(original)]
+        return {
+            self.objective: _spread([record.objective for record in fresh]),
+            reported(self.objective, "test"): _spread([record.test for record in fresh]),
+        }
+
+    def _best_facts(self) -> dict[str, Any]:
+        """What is written down of the very best; nothing while there is none."""
+        places = self.best_places()
+        return _read_json(places[0] / "metrics.json") if places else {}
 
     def _rank(self, record: TrialRecord) -> tuple[bool, float]:
         """What sorts the better trials before the worse, and those without a value last."""
@@ -490,8 +587,7 @@ class Run:
 
     def can_sample(self) -> bool:
         """Whether its best model has a prior to sample from."""
-        places = self.best_places()
-        return bool(places) and bool(_read_json(places[0] / "metrics.json")["can_sample"])
+        return bool(self._best_facts().get("can_sample"))
 
     def best_picture(self) -> tuple[Path, tuple[int, int, int]]:
         """The picture of its best model, and the shape (C, H, W) of the images in it; raises RunError like `best`."""
@@ -519,11 +615,35 @@ class Run:
             "direction": self.direction,
             "trials": [vars(record) for record in records],
             "best": [{"folder": str(place), **_read_json(place / "metrics.json")} for place in self.best_places()],
+            "test": self.tested(),
         }
 
     def write_summary(self) -> None:
         """Write the summary beside the trials."""
         _write_json(self.folder / "summary.json", self.summary())
+
+
+def field_of(spec: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path of a spec's document."""
+    value: Any = spec
+    for part in path.split("."):
+        value = value[part]
+    return value
+
+
+def _over_fresh_seeds(record: TrialRecord, records: Sequence[TrialRecord]) -> dict[str, Any]:
+    """Mean and spread of the trials that run this one's configuration again, as a TrialRecord has them."""
+    return _spread([other.objective for other in records if other.replicate_of == record.number])
+
+
+def _spread(found: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and sample standard deviation of the values there are, and their number."""
+    values = [value for value in found if value is not None]
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "spread": statistics.stdev(values) if len(values) > 1 else None,
+        "seeds": len(values),
+    }
 
 
 def _new_folder(storage: Path, name: str) -> Path:

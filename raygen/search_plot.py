@@ -134,7 +134,7 @@ def _draw_curves(axes: Axes, drawing: _Drawing) -> None:
 
 
 def _rungs(search: SearchOptions, epochs: int) -> list[tuple[int, str]]:
-    """The epochs to mark, each with a label: all rungs, or the first of a median's, which are all epochs from there."""
+    """The epochs to mark, each with a label: all rungs, but of a median's, which are all epochs, the first."""
     found = rungs(search, epochs)
     return [(found[0], "median from here")] if search.scheduler == "median" else [(epoch, "rung") for epoch in found]
 

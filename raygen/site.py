@@ -179,10 +179,15 @@ class Site:
         return job
 
     def retry(self, job: Job) -> Job:
-        """Queue a failed or cancelled job again; trials that failed go on too. Raises JobError for any other."""
+        """Queue a failed or cancelled job again; trials that failed go on too.
+
+        Raises JobError for any other, and RunError if an earlier version made its run.
+        """
         if job.state not in RETRIED:
             raise JobError(f"{job.name} is {job.state}; only a failed or cancelled job can be tried again")
-        Run(Path(job.folder)).reopen()
+        run = Run(Path(job.folder))
+        run.check_goes_on()
+        run.reopen()
         queued = self.store.retry(job)
         self.tend(queued)
         return queued
@@ -190,7 +195,8 @@ class Site:
     def extend(self, job: Job, *, trials: int | None = None, epochs: int | None = None) -> Job:
         """Queue a finished search again, for so many trials in all, or epochs of each trial.
 
-        Raises JobError where the job has not succeeded, and SpecError where it is no search or cannot be extended so.
+        Raises JobError where the job has not succeeded, RunError if an earlier version made its run, and SpecError
+        where it is no search or cannot be extended so.
         """
         run = Run(Path(job.folder))
         # A driver of an earlier attempt that is still ending writes there too.

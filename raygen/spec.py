@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from raygen import metrics, models
+from raygen import metrics, models, versions
 from raygen import space as space_files
 from raygen.data import DataOptions
 from raygen.errors import SpaceError, SpecError
@@ -134,8 +134,12 @@ def _typed_options(value: Any) -> Any:
 
 
 class TrainSpec(BaseModel, frozen=True, extra="forbid"):
-    """Everything that decides what one training does; the same spec gives the same weights."""
+    """Everything that decides what one training does; the same spec gives the same weights.
 
+    `version` says what its fields mean (raygen.versions); a document that names none is of version 1.
+    """
+
+    version: Literal[1, 2] = Field(description="of the fields' meaning: that of the Raygen which made the spec")
     model: Annotated[SerializeAsAny[ModelOptions], BeforeValidator(_typed_options)]
     data: DataOptions = Field(default_factory=DataOptions)
     optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
@@ -150,10 +154,12 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
         """The spec of `model` with some fields set; raises SpecError naming the field and the nearest valid one."""
         if "model.name" in settings:
             raise SpecError(f"model.name: the model is {model!r} already; name another in its place")
-        return cls._validated(_nested({"model.name": model, **settings}))
+        _check_settings(settings)
+        return cls._validated(_nested({"version": versions.VERSION, "model.name": model, **settings}))
 
     def with_settings(self, settings: Settings) -> Self:
         """This spec with some fields set otherwise; raises SpecError like `create`."""
+        _check_settings(settings)
         return self._validated(_merged(self.model_dump(mode="json"), _nested(settings)))
 
     def batch_sizes(self) -> tuple[int, int]:
@@ -162,8 +168,18 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
 
     @classmethod
     def paths(cls, model: str) -> list[str]:
-        """The dotted path of every field of this spec for `model`."""
-        return list(_paths(cls, models.find(model).Options))
+        """The dotted path of every field that can be set, for `model`."""
+        return [path for path in _paths(cls, models.find(model).Options) if path != "version"]
+
+    def check_trainable(self) -> None:
+        """Raise SpecError if the version that made this spec meant another training by it."""
+        penalty = self.model.differentiates_twice
+        if self.version == 1 and penalty is not None:
+            setting = f"model.loss={penalty}" if penalty == "wgan-gp" else f"model.{penalty}=…"
+            raise SpecError(
+                f"this spec sets a gradient penalty ({penalty}) of images in [0, 1]; it is of images in [-1, 1] now: "
+                f"type a new `raygen train {self.model.name} --set {setting}` (r1 needs 4 times the weight it had)"
+            )
 
     @classmethod
     def _validated(cls, values: dict[str, Any]) -> Self:
@@ -178,7 +194,7 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _start_from_recipe(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and isinstance(values.get("model"), Mapping):
-            return _merged(models.find(values["model"]["name"]).recipe, values)
+            return _merged(models.find(values["model"]["name"]).recipe, versions.read_spec(values))
         return values
 
     @model_validator(mode="after")
@@ -220,7 +236,7 @@ class SearchOptions(BaseModel, frozen=True, extra="forbid"):
     grace_fraction: float = Field(0.1, gt=0, le=1, description="part of the epochs before a trial may be stopped")
     reduction_factor: int = Field(3, ge=2, description="asha goes on with one trial in so many at each rung")
     keep_best: int = Field(3, ge=1, description="best checkpoints to collect")
-    replicates: int = Field(1, ge=1, description="seeds that the configurations of the best are run on in all")
+    replicates: int = Field(0, ge=0, description="fresh seeds that the configurations of the best are run on too")
 
     @field_validator("scheduler", mode="before")
     @classmethod
@@ -310,6 +326,14 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
         """The training of one trial: the shared spec with the trial's values set."""
         shared = self.model_dump(mode="json", exclude={"search"})
         return TrainSpec._validated(_merged(shared, _nested(parameters)))
+
+
+def _check_settings(settings: Settings) -> None:
+    """Raise SpecError for what nobody can set: the version, and fields that are no more."""
+    if "version" in settings:
+        raise SpecError("version: it says which Raygen made the spec, and is not set; leave it out")
+    for path in settings.keys() & versions.FORMER.keys():
+        raise SpecError(f"there is no field {path!r} any more; {versions.FORMER[path]}")
 
 
 def _check_metric(name: str, model: str) -> None:

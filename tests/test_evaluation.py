@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from raygen import data, metrics
+from raygen import data, evaluation, metrics
 from raygen.data import DataOptions, Dataset, Part
 from raygen.errors import DataError, RaygenError, SpecError
-from raygen.evaluation import EvaluationCard, evaluate, suitable_metrics
+from raygen.evaluation import EvaluationCard, Judge, Protocol, suitable_metrics
 from raygen.metrics import _classifier, _features
 from raygen.models._base import ImageShape
 from raygen.results import TrainedModel
@@ -37,6 +39,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> dict[s
     return made
 
 
+def evaluate(model: TrainedModel, dataset: Dataset, names: list[str], **protocol: Any) -> EvaluationCard:
+    return evaluation.evaluate(model, dataset, names, Protocol(**protocol))
+
+
 def computable(model: TrainedModel) -> list[str]:
     return [name for name in suitable_metrics(model) if name != "val_modes"]
 
@@ -46,16 +52,18 @@ def test_every_suitable_metric_gets_its_value_and_circumstances(
     name: str, trained: dict[str, TrainedModel], digits: Dataset
 ) -> None:
     model = trained[name]
-    card = evaluate(model, digits, computable(model), normal_class=0, seed=3, **CHEAP)  # type: ignore[arg-type]
+    card = evaluate(model, digits, computable(model), normal_class=0, seed=3, **CHEAP)
     assert list(card.values) == computable(model)
     assert card.data == "digits"
     assert card.model == model.spec.model.model_dump(mode="json")
     for metric, value in card.values.items():
         assert value.value is not None
-        assert (value.images, value.split, value.seed) == (100, "held_out", 3)
+        assert (value.images, value.split, value.seed) == (100, "validation", 3)
         assert value.direction == metrics.find(metric).direction
         assert value.network == ("random" if metrics.find(metric).compare else None)
         assert value.network_facts == ({} if value.network else None)
+        compared = (value.reference, value.samples, value.real_samples)
+        assert compared == (("validation", 100, 100) if value.network else (None, None, None))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -83,7 +91,7 @@ def test_a_classifier_s_accuracy_goes_with_every_value(trained: dict[str, Traine
 
 
 def test_the_card_is_a_file(trained: dict[str, TrainedModel], digits: Dataset, tmp_path: Path) -> None:
-    card = evaluate(trained["vae"], digits, ["val_kl", "val_is_log_likelihood", "val_kl"], **CHEAP)  # type: ignore[arg-type]
+    card = evaluate(trained["vae"], digits, ["val_kl", "val_is_log_likelihood", "val_kl"], **CHEAP)
     path = card.write(tmp_path)
     assert path == tmp_path / "evaluation.json"
     assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]
@@ -114,7 +122,107 @@ def test_images_and_samples_pass_a_network_once(
     names = [name for name in computable(trained["gan"]) if metrics.find(name).compare]
     assert len(names) == 6
     evaluate(trained["gan"], digits, names, images=150)
-    assert calls == [150, 150]
+    assert calls == [150, 150, 150], "images, other real ones, and samples"
+
+
+# Which part, and which samples
+
+
+def test_each_part_has_its_values_by_name(trained: dict[str, TrainedModel], digits: Dataset) -> None:
+    assert digits.test is not None
+    card = evaluate(trained["vae"], digits, ["val_mse", "val_frechet"], split="test", images=1000)
+    assert list(card.values) == ["test_mse", "test_frechet"]
+    assert {(value.split, value.images) for value in card.values.values()} == {("test", 180)}
+    assert card.digest == digits.digest
+    swapped = replace(digits, validation=digits.test, test=digits.validation)
+    validated = evaluate(trained["vae"], swapped, ["val_mse", "val_frechet"], images=1000)
+    assert [value.value for value in card.values.values()] == [value.value for value in validated.values.values()]
+    assert card.values["test_frechet"].reference == "test"
+
+
+def test_a_card_holds_the_values_of_both_parts(
+    trained: dict[str, TrainedModel], digits: Dataset, tmp_path: Path
+) -> None:
+    model = trained["vae"]
+
+    def kept() -> dict[str, int]:
+        card = EvaluationCard.model_validate_json((tmp_path / "evaluation.json").read_text())
+        return {name: value.images for name, value in card.values.items()}
+
+    evaluate(model, digits, ["val_mse"], images=10).write(tmp_path)
+    evaluate(model, digits, ["val_mse", "val_psnr"], images=20, split="test").write(tmp_path)
+    assert kept() == {"val_mse": 10, "test_mse": 20, "test_psnr": 20}
+    evaluate(model, digits, ["val_mse"], images=30).write(tmp_path)
+    evaluate(model, digits, ["val_psnr"], images=40, split="test").write(tmp_path)
+    assert kept() == {"val_mse": 30, "test_psnr": 40}, "one evaluation's values of a part are all of it"
+    other = replace(digits, digest="other images")
+    evaluate(model, other, ["val_psnr"], images=50).write(tmp_path)
+    assert kept() == {"val_psnr": 50}
+
+
+def test_test_images_that_a_training_may_have_seen_are_refused(
+    trained: dict[str, TrainedModel], digits: Dataset
+) -> None:
+    before = replace(trained["vae"], spec=trained["vae"].spec.model_copy(update={"version": 1}))
+    with pytest.raises(SpecError, match=r"made before test images of digits were set apart.*use --split validation"):
+        evaluate(before, digits, ["val_mse"], split="test")
+    with pytest.raises(SpecError, match="made before test images"):
+        evaluate(before, digits, ["val_frechet"], reference="test")
+    evaluate(before, digits, ["val_mse"])
+    evaluate(before, replace(digits, has_official_test=True), ["val_mse"], split="test")
+    none = data.load(DataOptions(test_fraction=0))
+    with pytest.raises(
+        SpecError, match=r"digits has no test images \(data.test_fraction is 0\): use --split validation"
+    ):
+        evaluate(trained["vae"], none, ["val_mse"], split="test")
+
+
+def test_samples_and_reference_images_are_counted_apart(trained: dict[str, TrainedModel], digits: Dataset) -> None:
+    chosen = {"images": 50, "samples": 700, "reference": "train", "seed": 5}
+    card = evaluate(trained["vae"], digits, ["val_frechet", "val_mse"], **chosen)
+    frechet, mse = card.values["val_frechet"], card.values["val_mse"]
+    assert (frechet.reference, frechet.images, frechet.samples) == ("train", 1437, 700)
+    assert (mse.reference, mse.images, mse.samples) == (None, 50, None)
+    assert frechet.real_samples == 360, "all that are no training images"
+    network, images = _features.random_network(), digits.train.images.float() / 255
+    made = _features.of_samples(trained["vae"].model, 700, 5, network)
+    compare = metrics.find("val_frechet").compare
+    assert compare is not None
+    assert frechet.value == pytest.approx(compare(_features.features(images, network), made))
+    few = evaluate(trained["vae"], digits, ["val_frechet"], images=50).values["val_frechet"]
+    assert (few.reference, few.images, few.samples, few.real_samples) == ("validation", 50, 50, 50)
+
+
+def test_the_bias_of_few_images_is_stated(trained: dict[str, TrainedModel], digits: Dataset) -> None:
+    """Two sets of real images are some way apart, the fewer they are the further: a value below that is no better."""
+    found = {
+        count: evaluate(trained["gan"], digits, ["val_frechet"], images=count).values["val_frechet"].real_against_real
+        for count in (40, 80, 180)
+    }
+    few, more, most = found.values()
+    assert few is not None
+    assert more is not None
+    assert most is not None
+    assert few > more > most > 0.1
+    assert digits.test is not None
+    network = _features.random_network()
+    parts = (digits.validation.images, digits.test.images)
+    real, others = (_features.features(images.float() / 255, network) for images in parts)
+    compare = metrics.find("val_frechet").compare
+    assert compare is not None
+    assert most == pytest.approx(compare(real, others))
+
+
+def test_real_images_are_looked_at_once_for_all_models(
+    trained: dict[str, TrainedModel], digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    features = _features.features
+    monkeypatch.setattr(_features, "features", lambda *given: calls.append(len(given[0])) or features(*given))
+    judge = Judge(digits, Protocol(images=150, samples=160))
+    for model in (trained["gan"], trained["vae"]):
+        assert judge.judge(model, ["val_frechet"]).values["val_frechet"].value is not None
+    assert calls == [150, 160, 160, 160]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +231,8 @@ def test_images_and_samples_pass_a_network_once(
         ("ae", ["val_frechet"], {}, SpecError, "ae cannot be judged by val_frechet; it can by .*val_mse, val_psnr"),
         ("gan", ["val_fretchet"], {}, SpecError, "there is no metric 'val_fretchet'; did you mean 'val_frechet'"),
         ("gan", ["val_kid"], {"network": "vgg"}, SpecError, "no feature network 'vgg'; networks: random, classifier"),
-        ("gan", ["val_kid"], {"images": 1}, SpecError, "2 held-out images or more, not 1"),
+        ("gan", ["val_kid"], {"images": 1}, SpecError, "2 validation images or more, not 1"),
+        ("gan", ["val_kid"], {"samples": 1}, SpecError, "2 samples or more are compared, not 1"),
         ("vae", ["val_is_log_likelihood"], {"is_samples": 0}, SpecError, "1 importance sample or more, not 0"),
         ("ae", ["val_anomaly_auroc"], {}, DataError, "add --normal-class 0"),
         ("gan", ["val_modes"], {}, DataError, "val_modes counts the modes of stacked-digits, not of digits"),
@@ -146,7 +255,7 @@ def test_refusals(
     digits: Dataset,
 ) -> None:
     with pytest.raises(error, match=message) as caught:
-        evaluate(trained[model], digits, names, **options)  # type: ignore[arg-type]
+        evaluate(trained[model], digits, names, **options)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 

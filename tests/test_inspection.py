@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,12 @@ def test_positions_lead_back_to_the_rows_of_an_array(tmp_path: Path) -> None:
     dataset = data.load(DataOptions(source=str(tmp_path / "numbered.npy")))
     shown = torch.cat([part.images for part in (dataset.train, dataset.validation, dataset.test) if part])[:, 0, 0, 0]
     assert data.source_positions(dataset).tolist() == shown.tolist()
-    for split, count in (("all", 50), ("train", 40), ("held-out", 5)):
+    for split, count in (("all", 50), ("train", 40), ("validation", 5), ("test", 5)):
         chosen = inspection.select(dataset, split)  # type: ignore[arg-type]
         assert chosen.images[:, 0, 0, 0].tolist() == chosen.positions.tolist() == sorted(chosen.positions.tolist())
         assert len(chosen.positions) == count
         assert chosen.labels is None
+        assert set(chosen.part_names) == ({"train", "validation", "test"} if split == "all" else {split})
 
 
 def test_positions_lead_back_to_the_sorted_files_of_a_folder(tmp_path: Path) -> None:
@@ -45,8 +47,18 @@ def test_labels_and_splits_stay_with_their_images(digits: Dataset) -> None:
     last = order[-1]
     assert torch.equal(chosen.images[last], digits.test.images[-1])
     assert chosen.labels[last] == digits.test.labels[-1]
-    assert chosen.held_out[last]
-    assert int(chosen.held_out.sum()) == len(digits.validation.images) + len(digits.test.images)
+    assert chosen.part_names[last] == "test"
+    counts = [chosen.part_names.count(part) for part in inspection.PARTS]
+    assert counts == [len(digits.train.images), len(digits.validation.images), len(digits.test.images)]
+
+
+def test_an_official_test_part_comes_last(digits: Dataset) -> None:
+    official = replace(digits, has_official_test=True)
+    chosen = inspection.select(official, "all")
+    assert digits.test is not None
+    in_training_file = 1797 - len(digits.test.images)
+    assert set(chosen.part_names[:in_training_file]) == {"train", "validation"}
+    assert chosen.part_names[in_training_file:] == ["test"] * len(digits.test.images)
 
 
 def test_great_circles_keep_the_length_that_a_gaussian_has() -> None:

@@ -34,7 +34,7 @@ LAYERS = [
     ["spec"],
     ["metrics"],
     ["models", "data", "space", "pictures"],
-    ["files", "capacity"],
+    ["files", "capacity", "versions"],
     ["errors"],
 ]
 HEIGHTS = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}
@@ -64,6 +64,7 @@ LIGHT = [
     "raygen/site.py",
     "raygen/space.py",
     "raygen/spec.py",
+    "raygen/versions.py",
     "raygen/data/__init__.py",
     "raygen/data/catalog.py",
     "raygen/metrics/__init__.py",

@@ -15,16 +15,17 @@ from torch import Tensor
 
 import raygen
 from cli import render
-from raygen import metrics, pictures, results
-from raygen.data import Dataset
+from raygen import data, metrics, pictures, results
+from raygen.data import Dataset, Part
 from raygen.errors import CheckpointError, RunError
-from raygen.models._base import Sampler
+from raygen.models._base import ImageShape, Sampler
 from raygen.plan import Plan
-from raygen.runs import Run, Trial
+from raygen.runs import Run, Trial, field_of
 from raygen.spec import TrainSpec, TuneSpec
+from raygen.training import checkpoint
 from raygen.training.distributed import CPU
 from raygen.training.evaluation import evaluate, held_out_images
-from raygen.training.loop import fit
+from raygen.training.loop import build_model, fit
 
 PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
 SMALL = {
@@ -89,6 +90,9 @@ def test_the_best_are_collected_the_very_best_first(search: Run) -> None:
     records = search.records()
     assert [entry["trial"] for entry in found] == [record.number for record in records[:2]]
     assert [entry["value"] for entry in found] == [record.objective for record in records[:2]]
+    assert [entry["value"] for entry in found] == [
+        pytest.approx(entry["metrics"][search.objective]) for entry in found
+    ]
     assert metrics.find(search.objective).is_better(found[0]["value"], than=found[1]["value"])
     assert found[0]["parameters"] == records[0].parameters
     assert found[0]["objective"] == search.objective
@@ -144,27 +148,133 @@ def test_collecting_again_puts_the_new_in_the_place_of_the_old(small_run: Run) -
     assert [path.name for path in small_run.folder.glob(".*")] == []
 
 
-def test_the_best_of_a_search_are_judged_once_more_on_all_held_out_images(storage: Path, digits: Dataset) -> None:
-    run = new_run(storage, TuneSpec.search_over("vae", "vae", {**SMALL, "evaluation.images": 50}))
+def on_all(place: Path, part: Part) -> dict[str, float]:
+    """The metrics of a collected model on all images of a part, from the start."""
+    trained = results.load(place)
+    options = trained.spec.evaluation.model_copy(update={"images": len(part.images)})
+    return evaluate(trained.model, held_out_images(part.images, options, CPU), options)
+
+
+def facts(run: Run) -> list[dict[str, Any]]:
+    return [json.loads((place / "metrics.json").read_text()) for place in run.best_places()]
+
+
+def printed(run: Run) -> str:
+    """Table and last lines of a run, as wide as they are."""
+    console = Console(width=250)
+    with console.capture() as shown:
+        console.print(render.trial_table(run, run.records()))
+        console.print(render.outcome(run, run.records(), run.status()))
+    return shown.get()
+
+
+def searched(storage: Path, digits: Dataset, model: str = "vae", **settings: Any) -> Run:
+    """A search of three trials, of which the first has other values than the spec as it stands."""
+    run = new_run(storage, TuneSpec.search_over(model, model, {**SMALL, "search.trials": 3, **settings}))
     for number, lr in enumerate(RATES, start=1):
         train(run, number, {"optimizer.lr": lr, "training.batch_size": 64, "model.latent_dim": 4}, digits)
+    return run
+
+
+def test_the_best_of_a_search_are_judged_and_ranked_on_all_validation_images(storage: Path, digits: Dataset) -> None:
+    """What they showed on the few images of their epochs is neither told nor compared any more."""
+    run = searched(storage, digits, **{"evaluation.images": 20})
+    before = {record.number: record.objective for record in run.records()}
     results.collect_best(run)
-    found = [json.loads((place / "metrics.json").read_text()) for place in run.best_places()]
+    found = facts(run)
     for place, entry in zip(run.best_places(), found, strict=True):
-        options = run.spec().evaluation.model_copy(update={"images": len(digits.validation.images)})
-        values = evaluate(results.load(place).model, held_out_images(digits.validation.images, options, CPU), options)
-        assert entry["full_evaluation"]["images"] == 180
-        assert entry["full_evaluation"]["metrics"] == pytest.approx(values)
-        assert entry["over_seeds"] == {"mean": values["val_elbo"], "spread": None, "seeds": 1}
-    assert [record.number for record in run.records()[:2]] == [entry["configuration"] for entry in found]
-    assert run.records()[0].mean != run.records()[0].objective
+        values = on_all(place, digits.validation)
+        assert (entry["validation_images"], entry["value"]) == (180, pytest.approx(values["val_elbo"]))
+        assert {name: entry["metrics"][name] for name in values} == pytest.approx(values)
+    assert found[0]["value"] > found[1]["value"]
+    records = run.records()
+    assert [record.number for record in records[:2]] == [entry["configuration"] for entry in found]
+    for record, entry in zip(records, found, strict=False):
+        assert record.objective == entry["value"] != before[record.number]
+        assert (record.validation_images, record.metrics["val_elbo"]) == (180, entry["value"])
+    assert (records[2].objective, records[2].validation_images) == (before[1], None)
+    run.set_status("finished")
+    run.write_summary()
+    assert run.best_value(ended=True) == found[0]["value"]
+    assert f"val_elbo {found[0]['value']:.5g} after epoch" in printed(run)
+    assert "on 180 validation images" in printed(run)
 
 
-def test_the_best_are_run_on_further_seeds_and_ranked_by_the_mean(storage: Path, digits: Dataset) -> None:
-    run = new_run(storage, TuneSpec.search_over("ae", "ae", {**SMALL, "search.replicates": 3, "search.trials": 3}))
+def test_the_best_is_tested_once_beside_the_defaults(storage: Path, digits: Dataset) -> None:
+    assert digits.test is not None
+    run = new_run(storage, TuneSpec.search_over("vae", "vae", {**SMALL, "search.trials": 3}))
+    spec = run.spec_json
+    defaults = {path: field_of(spec, path) for path in ("optimizer.lr", "training.batch_size", "model.latent_dim")}
+    train(run, 1, defaults, digits)
+    for number, lr in ((2, 1e-2), (3, 3e-3)):
+        train(run, number, {"optimizer.lr": lr, "training.batch_size": 32, "model.latent_dim": 4}, digits)
+    results.collect_best(run)
+    best, second = facts(run)
+    values = on_all(run.best(), digits.test)
+    assert best["test"] == {
+        "images": 180,
+        "metrics": pytest.approx({"test_elbo": values["val_elbo"], "test_mse": values["val_mse"]}),
+    }
+    assert second["test"] is None, "nothing is chosen by a test value, so the others have none"
+    tested = run.summary()["test"]
+    assert (tested["metric"], tested["images"]) == ("test_elbo", 180)
+    assert (tested["best"]["trial"], tested["best"]["value"]) == (best["trial"], pytest.approx(values["val_elbo"]))
+    assert tested["defaults"]["trial"] == 1
+    assert tested["defaults"]["value"] < tested["best"]["value"], "the defaults learned too little in two epochs"
+    assert best["data"] == {"name": "digits", "digest": digits.digest, "train": 1437, "validation": 180, "test": 180}
+    line = next(line for line in printed(run).splitlines() if line.strip().startswith("test "))
+    assert f"test_elbo {values['val_elbo']:.5g} on 180 test images" in line
+    assert (
+        f"; the defaults (trial 1, after epoch {tested['defaults']['epoch']}): {tested['defaults']['value']:.5g}"
+        in line
+    )
+
+
+def test_a_search_whose_first_trial_is_not_the_defaults_is_set_beside_nothing(storage: Path, digits: Dataset) -> None:
+    run = searched(storage, digits, "ae")
+    results.collect_best(run)
+    assert run.defaults() is None
+    assert run.summary()["test"]["defaults"] is None
+    assert "defaults" not in printed(run)
+
+
+def test_a_run_without_test_images_says_so(storage: Path, digits: Dataset) -> None:
+    spec = TrainSpec.create("ae", {"data.test_fraction": 0, "training.epochs": 1, "model.arch": "mlp"})
+    run = new_run(storage, spec)
+    train(run, 1, {}, data.load(spec.data))
+    results.collect_best(run)
+    assert run.summary()["test"] is None
+    assert "test  no value: there are no test images" in printed(run)
+
+
+def test_a_run_that_a_person_stopped_is_not_judged_again(storage: Path, digits: Dataset) -> None:
+    run = searched(storage, digits, **{"evaluation.images": 20})
+    run.ask_to_stop()
+    results.collect_best(run)
+    best = facts(run)[0]
+    assert (best["validation_images"], best["test"], run.summary()["test"]) == (20, None, None)
+    assert "test  no value: the run was stopped before its end" in printed(run)
+
+
+def test_a_training_that_goes_on_is_judged_anew(storage: Path, digits: Dataset) -> None:
+    run = searched(storage, digits, **{"evaluation.images": 20})
+    results.collect_best(run)
+    trial = run.trial(2)
+    assert trial.record(run.objective).validation_images == 180
+    spec = trial.spec().with_settings({"training.epochs": 4})
+    for epoch in fit(spec, digits, trial.checkpoint):
+        trial.record_epoch(epoch)
+    assert trial.record(run.objective).validation_images is None, "its better weights are judged by their epoch alone"
+    results.collect_best(run)
+    record = trial.record(run.objective)
+    assert (record.best_epoch, record.validation_images) == (4, 180)
+
+
+def test_the_best_are_run_on_fresh_seeds_and_ranked_by_their_mean(storage: Path, digits: Dataset) -> None:
+    """The seed that a configuration was found with is a lucky one, and is not among those that it is ranked by."""
+    assert digits.test is not None
+    run = searched(storage, digits, "ae", **{"search.replicates": 2})
     assert run.number_of_trials == 3 + 2 * 2
-    for number, lr in enumerate(RATES, start=1):
-        train(run, number, {"optimizer.lr": lr, "training.batch_size": 64, "model.latent_dim": 4}, digits)
     assert not run.is_complete()
     run.add_replicates()
     run.add_replicates()  # as after a lost driver: nothing is made twice
@@ -176,28 +286,48 @@ def test_the_best_are_run_on_further_seeds_and_ranked_by_the_mean(storage: Path,
         (7, 3, 2),
     ]
     for trial in made:
-        assert trial.spec() == run.trial(trial.replicate_of or 0).spec().with_settings({"seed": trial.spec().seed})
-        for epoch in fit(trial.spec(), digits, trial.checkpoint):
+        original = run.trial(trial.replicate_of or 0).spec()
+        # The best configuration is lucky: on fresh seeds it learns as good as nothing.
+        lr = 1e-7 if trial.replicate_of == 2 else original.optimizer.lr
+        assert trial.spec() == original.with_settings({"seed": trial.spec().seed})
+        for epoch in fit(trial.spec().with_settings({"optimizer.lr": lr}), digits, trial.checkpoint):
             trial.record_epoch(epoch)
         trial.set_status("finished")
     assert run.is_complete()
     results.collect_best(run)
 
     values = {trial.number: trial.record("val_mse").objective or 0.0 for trial in run.trials()}
-    groups = {2: [values[number] for number in (2, 4, 5)], 3: [values[number] for number in (3, 6, 7)]}
-    ranked = sorted(groups, key=lambda number: statistics.fmean(groups[number]))
-    for record, number in zip(run.records(), ranked, strict=False):
-        assert record.number == number
-        assert (record.mean, record.seeds) == (pytest.approx(statistics.fmean(groups[number])), 3)
-        assert record.spread == pytest.approx(statistics.stdev(groups[number]))
-    best = json.loads((run.best() / "metrics.json").read_text())
-    assert best["value"] == min(groups[ranked[0]])
-    assert values[best["trial"]] == best["value"]
-    table = Console(width=200)
-    with table.capture() as shown:
-        table.print(render.trial_table(run, run.records()))
-    assert " ± " in shown.get()
-    assert "4 (2)" in shown.get()
+    assert values[2] < values[3], "the lucky one"
+    first, second, *_ = run.records()
+    assert (first.number, second.number) == (3, 2)
+    assert (first.mean, first.seeds) == (pytest.approx((values[6] + values[7]) / 2), 2)
+    assert first.spread == pytest.approx(statistics.stdev([values[6], values[7]]))
+    assert first.objective == values[3]
+    best = facts(run)[0]
+    assert best["value"] == min(values[number] for number in (3, 6, 7)) == values[best["trial"]]
+
+    tested = run.summary()["test"]["best"]
+    assert tested["value"] == pytest.approx(on_all(run.best(), digits.test)["val_mse"])
+    over = []
+    for trial in made[2:]:
+        model = build_model(trial.spec(), ImageShape(1, 8, 8), CPU)
+        model.load_state_dict(checkpoint.read_best_weights(trial.checkpoint))
+        over.append(
+            evaluate(
+                model, held_out_images(digits.test.images, trial.spec().evaluation, CPU), trial.spec().evaluation
+            )["val_mse"]
+        )
+    assert (tested["mean"], tested["spread"], tested["seeds"]) == (
+        pytest.approx(statistics.fmean(over)),
+        pytest.approx(statistics.stdev(over)),
+        2,
+    )
+    shown = printed(run)
+    assert "fresh seeds" in shown
+    assert "4 (2)" in shown
+    assert (
+        f"test_mse {tested['value']:.5g} ({tested['mean']:.5g} ± {tested['spread']:.2g} over 2 fresh seeds)" in shown
+    )
 
 
 def test_an_extended_run_lets_finished_trials_go_on_where_epochs_are_more(storage: Path, digits: Dataset) -> None:

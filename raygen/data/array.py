@@ -19,6 +19,8 @@ ACCEPTED = (
     "[N, H, W, C] with C = 1 or 3"
 )
 
+IMAGES_AT_ONCE = 1000
+
 
 @dataclass(frozen=True)
 class _ArrayImages:
@@ -54,7 +56,8 @@ def read(path: Path, image_size: int | None) -> Images:
     """Open an array file; values are checked and converted to uint8 when indexed.
 
     An array `labels` beside the images of a .npz file holds their classes: integers from 0, of shape [N].
-    Raises DataError if the file is damaged or an array has another type, shape or range than that or ACCEPTED.
+    Raises DataError if the file is damaged, an array has another type, shape or range than that or ACCEPTED, or bytes
+    are 0 and 1 only.
     """
     array, labels = _load(path)
     if not (array.dtype in (np.uint8, np.bool_) or array.dtype.newbyteorder("=") in (np.float32, np.float64)):
@@ -65,8 +68,22 @@ def read(path: Path, image_size: int | None) -> Images:
         array = array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or array.shape[1] not in (1, 3):
         raise DataError(f"{path} is {array.dtype} of shape {list(array.shape)}; {ACCEPTED}")
+    if array.dtype == np.uint8 and _largest_is_one(array):
+        raise DataError(
+            f"{path} is uint8 and holds only 0 and 1, and 255 is white: save it as bool, or multiply it by 255"
+        )
     images = resized(_ArrayImages(path, array), image_size)
     return images if labels is None else Labelled(images, _checked_labels(path, labels, len(array)))
+
+
+def _largest_is_one(array: NDArray[np.uint8]) -> bool:
+    """Whether the largest value of all images is 1; as a rule the first few of them tell that it is not."""
+    largest = 0
+    for start in range(0, len(array), IMAGES_AT_ONCE):
+        largest = max(largest, int(array[start : start + IMAGES_AT_ONCE].max(initial=0)))
+        if largest > 1:
+            break
+    return largest == 1
 
 
 def _checked_labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[np.int64]:

@@ -12,22 +12,25 @@ from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from raygen.data.images import Images, Labelled, square
 from raygen.data.source import Source
 from raygen.errors import DataError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}
-CAMERA_FORMATS = {"JPEG", "MPO"}  # their EXIF orientation is in the header, and cameras do write it
+GREY_MODES = {"1", "L", "LA", "La", "F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
+FEW_BITS = {
+    "L;2": 85,
+    "L;4": 17,
+}  # what Pillow multiplies such pixels by, but not the transparent value that they name
 
 
 @dataclass(frozen=True)
 class ImageFiles:
     """Image files as uint8 [N, C, H, W] in 0..255, decoded in threads when indexed.
 
-    Transparency is dropped, photographs are turned upright, and only the first frame of an animation is read.
+    What is transparent shows white, images are turned upright, and only the first frame of an animation is read.
     Raises DataError if a file cannot be decoded.
     """
 
@@ -42,23 +45,27 @@ class ImageFiles:
 
     def _decode(self, path: Path) -> NDArray[np.uint8]:
         """Pixels of one file, [C, H, W]."""
-        grey = self.shape[1] == 1
+        _, channels, height, width = self.shape
         with _opened(path) as image:
             if self.image_size is not None:
                 # Lets the JPEG decoder skip detail that the resize would throw away.
                 image.draft(None, (2 * self.image_size, 2 * self.image_size))
-            upright = ImageOps.exif_transpose(image) if image.format in CAMERA_FORMATS else image
-            pixels = _to_8_bit(upright).convert("L" if grey else "RGB")
+            pixels = _on_white(_in_8_bits(image, path)).convert("L" if channels == 1 else "RGB")
             if self.image_size is not None:
                 pixels = square(pixels, self.image_size)
+            if pixels.size != (width, height):  # turned by a mark behind its pixels, which is not read beforehand
+                raise DataError(
+                    f"{path} is {pixels.width}x{pixels.height} once turned upright, other images {width}x{height}; "
+                    "crop and resize all images to one size, for example with --image-size 64"
+                )
             array = np.asarray(pixels)
-        return array[None] if grey else array.transpose(2, 0, 1)
+        return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
 def source(folder: Path, image_size: int | None) -> Source:
     """The images of a folder; raises DataError if there are none."""
     files = image_files(folder)
-    return Source(fingerprint(folder, files), partial(read_with_classes, folder, files, image_size))
+    return Source(fingerprint(folder, files), partial(read, folder, files, image_size))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -96,17 +103,21 @@ def fingerprint(folder: Path, files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def read(files: list[Path], image_size: int | None) -> Images:
-    """Read the headers of the files: grey if all are grey, else RGB; pixels are decoded later.
+def read(folder: Path, files: list[Path], image_size: int | None) -> Images:
+    """Read the headers of the files: grey if all are grey, else RGB; nearly all pixels are decoded later.
 
-    Raises DataError if a file is no image, or if sizes differ and no `image_size` is given.
+    They have labels if all are in two or more sub-folders: one class each, by name. Raises DataError if a file is no
+    image, if sizes differ and no `image_size` is given, or if pixels would be read as black that are not.
     """
     grey = True
     first: tuple[int, int] | None = None
+    deep = []
     for path in files:
         with _opened(path) as image:
             grey = grey and image.mode in GREY_MODES
             size = _upright_size(image)
+            if image.mode.startswith("I") or ";16" in _raw_mode(image):
+                deep.append(path)
         first = first or size
         if size != first and image_size is None:
             raise DataError(
@@ -114,18 +125,47 @@ def read(files: list[Path], image_size: int | None) -> Images:
                 "crop and resize all images to one size, for example with --image-size 64"
             )
     assert first is not None, "image_files() returns at least one file"
+    _check_bright(folder, files, deep)
     width, height = first if image_size is None else (image_size, image_size)
-    return ImageFiles(files, (len(files), 1 if grey else 3, height, width), image_size)
+    images = ImageFiles(files, (len(files), 1 if grey else 3, height, width), image_size)
+    labels = _classes(folder, files)
+    return images if labels is None else Labelled(images, labels)
 
 
-def read_with_classes(folder: Path, files: list[Path], image_size: int | None) -> Images:
-    """What `read` returns, with labels where all files are in two or more sub-folders: one class each, by name."""
-    images = read(files, image_size)
+def _classes(folder: Path, files: list[Path]) -> NDArray[np.int64] | None:
+    """The class of each file by its sub-folder, [N]; None if they are not all in two or more of them."""
     classes = [path.relative_to(folder).parts[:-1][:1] for path in files]
     names = sorted(set(classes))
     if () in names or len(names) < 2:
-        return images
-    return Labelled(images, np.array([names.index(name) for name in classes], dtype=np.int64))
+        return None
+    return np.array([names.index(name) for name in classes], dtype=np.int64)
+
+
+def _check_bright(folder: Path, files: list[Path], deep: list[Path]) -> None:
+    """Raise DataError for masks of 0 and 1, and for `deep` files whose pixels do not fill their 16 bits.
+
+    One bright image is enough, so that as a rule only one is decoded.
+    """
+    if deep and _brightest(deep, enough=16) < 16:
+        raise DataError(
+            f"the 16-bit images in {folder} hold no value above 4095, and 65535 is white: multiply the values of all "
+            "by 16 if their white is 4095, as in 12 bits, or by 257 if it is 255"
+        )
+    if _brightest(files, enough=2) == 1:
+        raise DataError(
+            f"all pixels of the images in {folder} are 0 or 1, and 255 is white: multiply all values by 255"
+        )
+
+
+def _brightest(files: list[Path], enough: int) -> int:
+    """The largest of all values in 8 bits, alpha apart; what comes after a file that has `enough` is not looked at."""
+    brightest = 0
+    for path in files:
+        with _opened(path) as image:
+            brightest = max(brightest, int(np.asarray(_in_8_bits(image, path).convert("RGB")).max()))
+        if brightest >= enough:
+            break
+    return brightest
 
 
 @contextmanager
@@ -134,6 +174,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
+    except DataError:
+        raise
     # Decoders raise whatever damaged bytes lead them to: OSError, SyntaxError, ValueError, struct.error...
     except Exception as error:
         unknown = isinstance(error, UnidentifiedImageError)
@@ -141,16 +183,61 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"cannot decode the image {path} ({reason}); repair it or remove it") from error
 
 
+def _raw_mode(image: Image.Image) -> str:
+    """How the pixels lie in the file, in Pillow's words; known until they are decoded."""
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    arguments = tiles[0][3] if tiles else ""
+    raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return raw_mode if isinstance(raw_mode, str) else ""
+
+
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height once the image is turned upright, from the header alone."""
-    turned = image.format in CAMERA_FORMATS and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return (image.height, image.width) if turned else image.size
+    size = image.size
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return size  # getexif() would decode the pixels to look behind them
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # some versions of Pillow have turned its size already
+        size = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+    return size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else size
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Bring 16-bit grey to 8 bits and a palette with transparency to RGBA, which convert() does not do well."""
-    if image.mode.startswith("I"):  # convert("L") would turn all above 255 into white
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("32-bit float pixels have no known range")
-    return image.convert("RGBA") if "transparency" in image.info and image.mode == "P" else image
+def _in_8_bits(image: Image.Image, path: Path) -> Image.Image:
+    """The image turned upright, its pixels in 8 bits: of 16 the upper ones, of floats in [0, 1] 255 times the value.
+
+    Raises DataError for other pixels, and for a transparent value that Pillow does not find among its pixels.
+    """
+    raw_mode, has_16_bits = _raw_mode(image), image.format in ("PNG", "PPM")
+    image.load()  # turns a TIFF
+    upright = ImageOps.exif_transpose(image)
+    transparent = upright.info.get("transparency")
+    if upright.mode == "F":
+        return _from_floats(np.asarray(upright), path)
+    if upright.mode == "I" and not has_16_bits:
+        raise DataError(f"{path} has signed or 32-bit integers, whose white is not known: save it with 8 or 16 bits")
+    if upright.mode.startswith("I"):
+        values = np.asarray(upright)
+        grey = Image.fromarray((values >> 8).astype(np.uint8))
+        if transparent is not None:
+            grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+        return grey
+    if transparent is not None and ";16" in raw_mode:
+        raise DataError(f"{path} names a transparent colour in 16 bits, which is not read: save it with 8 bits")
+    if transparent is not None and raw_mode in FEW_BITS:
+        upright.info["transparency"] = transparent * FEW_BITS[raw_mode]
+    return upright
+
+
+def _from_floats(values: NDArray[np.float32], path: Path) -> Image.Image:
+    outside = values[~((values >= 0) & (values <= 1))]  # NaN is outside too
+    if outside.size:
+        raise DataError(f"{path} has float pixels, one of them {outside[0]:g}: scale them so that all are in [0, 1]")
+    return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The image on white if it has an alpha channel, or a palette or colour that is transparent."""
+    if not {"A", "a"} & set(image.getbands()) and "transparency" not in image.info:
+        return image
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image.convert("RGBA"))
+    return white

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from raygen.models._base import Model
 
 Direction = Literal["min", "max"]
+HeldOut = Literal["validation", "test"]
+"""The parts of a data set that no training sees."""
+
 PREFIX = "val_"
+TEST_PREFIX = "test_"
+"""Of the name of a value on test images, in the place of PREFIX."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric; `name` carries the prefix that says it was computed on held-out images."""
+    """One metric; `name` carries the prefix of values on validation images."""
 
     name: str
     direction: Direction
@@ -72,6 +77,16 @@ class Metric:
 def names() -> list[str]:
     """The names of all metrics, as they are reported."""
     return sorted(PREFIX + module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_")
+
+
+def reported(name: str, split: HeldOut) -> str:
+    """What the value of the metric `name` is called that was computed on one part: val_elbo or test_elbo."""
+    return (PREFIX if split == "validation" else TEST_PREFIX) + name.removeprefix(PREFIX)
+
+
+def short(name: str) -> str:
+    """The name of a metric or its value without what says the part."""
+    return name.removeprefix(PREFIX).removeprefix(TEST_PREFIX)
 
 
 def find(name: str) -> Metric:

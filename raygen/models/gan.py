@@ -132,7 +132,11 @@ class GenerativeAdversarialNetwork(Model):
 
     def _judge(self, packs: Tensor) -> Tensor:
         """Discriminator logits [B/pack] of packs [B/pack, pack·C, H, W] of images in [0, 1]."""
-        logits: Tensor = self.discriminator(2 * packs - 1).float()
+        return self._logits(2 * packs - 1)
+
+    def _logits(self, pixels: Tensor) -> Tensor:
+        """Discriminator logits [N] of packs [N, pack·C, H, W] as it sees them, in [-1, 1]."""
+        logits: Tensor = self.discriminator(pixels).float()
         return logits.squeeze(1)
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -179,7 +183,11 @@ class GenerativeAdversarialNetwork(Model):
         return 0.5 * self.options.r1 * self.options.r1_every * squared_slope, {"squared_slope": squared_slope}
 
     def _slope(self, packs: Tensor) -> Tensor:
-        """Gradient of the logits with respect to packs [N, pack·C, H, W] in [0, 1], flat: [N, pack·C·H·W]."""
-        packs = packs.detach().requires_grad_()
-        [gradient] = torch.autograd.grad(self._judge(packs).sum(), packs, create_graph=True)
+        """Gradient of the logits of packs [N, pack·C, H, W] in [0, 1], flat: [N, pack·C·H·W].
+
+        With respect to pixels in [-1, 1], as the published weights of these penalties mean it: half of the gradient
+        with respect to pixels in [0, 1].
+        """
+        pixels = (2 * packs - 1).detach().requires_grad_()
+        [gradient] = torch.autograd.grad(self._logits(pixels).sum(), pixels, create_graph=True)
         return gradient.flatten(1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from raygen import metrics, models
 from raygen.data import Dataset
-from raygen.errors import CheckpointError, NonFiniteLossError, SpecError, TrainingError, UnhealthyError
+from raygen.errors import CheckpointError, NonFiniteLossError, NonFiniteObjectiveError, SpecError, UnhealthyError
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Noise, Phase, derived_seed
 from raygen.spec import OptimizerOptions, TrainSpec
 from raygen.training import checkpoint, health
@@ -236,9 +236,10 @@ def fit(
 
     Rank 0 alone judges the model and writes checkpoints: when one is due, or any rank asks for one at a sync. On a
     stop (asked for by any rank at a sync), and when the iterator is closed, a checkpoint is left to go on from; where
-    a training is stopped because it has gone wrong, one with its best weights. Raises UnhealthyError then,
-    NonFiniteLossError, TrainingError, CheckpointError, and SpecError where spec and data do not fit.
+    a training is stopped because it has gone wrong, one with its best weights. Raises UnhealthyError,
+    NonFiniteLossError or NonFiniteObjectiveError then, CheckpointError, and SpecError if spec and data do not fit.
     """
+    spec.check_trainable()
     # Without this, cuDNN may add up in another order each time, and a resumed run would drift from the first.
     torch.backends.cudnn.deterministic = True
     batches = Batches(dataset.train.images, spec, group)
@@ -262,10 +263,10 @@ def fit(
                     saver.save()
                     return
                 saver.save_if_due()
-        except NonFiniteLossError:
+            epoch, ailment = _finished_epoch(training, progress, held_out, number=progress.step // batches.per_epoch)
+        except (NonFiniteLossError, NonFiniteObjectiveError):
             saver.save_best()
             raise
-        epoch, ailment = _finished_epoch(training, progress, held_out, number=progress.step // batches.per_epoch)
         try:
             yield epoch
         except GeneratorExit:
@@ -361,7 +362,7 @@ def _check_finite(objective: str, value: float, group: Group) -> None:
     total = torch.tensor([value], dtype=torch.float64, device=group.device)
     group.sum([total])
     if not math.isfinite(total.item()):
-        raise TrainingError(f"{objective} is not finite; lower the learning rate (--lr)")
+        raise NonFiniteObjectiveError(objective)
 
 
 def _check_same_start(step: int, group: Group) -> None:

@@ -87,7 +87,7 @@ def test_reconstructions_stand_below_their_images(trained: CliRunner, model: str
     assert ((originals[:6] - rebuilt[:6]) ** 2).mean() < 0.7 * ((originals[:6] - shuffled) ** 2).mean()
 
 
-@pytest.mark.parametrize(("model", "ends"), [("ae", "encodings of held-out images"), ("gan", "samples, on great")])
+@pytest.mark.parametrize(("model", "ends"), [("ae", "encodings of validation images"), ("gan", "samples, on great")])
 def test_rows_lead_from_one_point_to_another(trained: CliRunner, model: str, ends: str) -> None:
     assert ends in run(trained, f"interpolate {model} --steps 7 --rows 3 -o rows.png").stderr
     assert size("rows.png") == (7 * CELL, 3 * CELL)
@@ -103,7 +103,11 @@ def test_latents_lie_in_the_order_of_the_source(trained: CliRunner, trained_stor
     assert arrays["latents"].shape == (1797, 6)
     assert arrays["index"].tolist() == list(range(1797))
     assert arrays["labels"].tolist() == load_digits().target.tolist()
-    assert arrays["held_out"].sum() == 360
+    assert {part: int((arrays["split"] == part).sum()) for part in ("train", "validation", "test")} == {
+        "train": 1437,
+        "validation": 180,
+        "test": 180,
+    }
     assert "position index[i] of the source" in str(arrays["order"])
     model: Any = raygen.load("ae", storage=trained_storage).model
     images = torch.from_numpy(source_pixels()[:, None]).float() / 255
@@ -112,15 +116,17 @@ def test_latents_lie_in_the_order_of_the_source(trained: CliRunner, trained_stor
     assert error < 0.5 * images.var(), "what was encoded can be decoded"
 
 
-def test_held_out_images_are_what_is_encoded_unless_told_otherwise(trained: CliRunner) -> None:
-    run(trained, "encode vae -o held_out.npz")
-    run(trained, "encode vae --split train -o train.npz")
-    with np.load("held_out.npz") as held_out, np.load("train.npz") as train:
-        assert (len(held_out["latents"]), len(train["latents"])) == (180, 1437)
-        assert held_out["held_out"].all()
-        assert not train["held_out"].any()
-        together = np.concatenate([held_out["index"], train["index"]])
-    assert len(set(together.tolist())) == 1797 - 180, "the test images are not among them"
+def test_validation_images_are_what_is_encoded_unless_told_otherwise(trained: CliRunner) -> None:
+    run(trained, "encode vae -o validation.npz")
+    for split in ("train", "test"):
+        run(trained, f"encode vae --split {split} -o {split}.npz")
+    together = []
+    for split, count in (("train", 1437), ("validation", 180), ("test", 180)):
+        with np.load(f"{split}.npz") as found:
+            assert len(found["latents"]) == count
+            assert set(found["split"]) == {split}
+            together += found["index"].tolist()
+    assert sorted(together) == list(range(1797))
 
 
 @pytest.mark.parametrize(("model", "name"), [("ae", "reconstruction_mse"), ("vae", "negative_elbo_nats")])
@@ -129,7 +135,7 @@ def test_every_image_gets_its_score(trained: CliRunner, model: str, name: str, t
     found = rows("scores.csv")
     assert list(found[0]) == ["index", "label", "split", name]
     assert len(found) == 180
-    assert {row["split"] for row in found} == {"held-out"}
+    assert {row["split"] for row in found} == {"validation"}
     assert [int(row["label"]) for row in found] == load_digits().target[[int(row["index"]) for row in found]].tolist()
     mean = sum(float(row[name]) for row in found) / len(found)
     told = raygen.load(model, storage=trained_storage).metrics["metrics"]

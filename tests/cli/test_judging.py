@@ -23,7 +23,7 @@ from cli.main import app
 from raygen import comparison, data, evaluation, inspection, prior
 from raygen.data import Dataset
 from raygen.errors import SpecError
-from raygen.evaluation import EvaluationCard
+from raygen.evaluation import EvaluationCard, Protocol
 from raygen.results import TrainedModel
 
 
@@ -48,11 +48,13 @@ def test_all_suitable_metrics_are_on_the_card(
     card = EvaluationCard.model_validate_json((best / "evaluation.json").read_text())
     assert card.model_dump(mode="json") == printed
     loaded = raygen.load(model, storage=trained_storage)
-    expected = evaluation.evaluate(loaded, digits, list(card.values), images=100, seed=3)
+    expected = evaluation.evaluate(loaded, digits, list(card.values), Protocol(images=100, seed=3))
     assert card == expected
     left_out = {"val_modes", "val_anomaly_auroc", "val_is_log_likelihood"}
     assert list(card.values) == [name for name in evaluation.suitable_metrics(loaded) if name not in left_out]
-    assert card.prior == (None if model == "ae" else "standard normal")
+    assert {value.prior for value in card.values.values() if value.network} == (
+        set() if model == "ae" else {"standard normal"}
+    )
     epochs = [
         json.loads(line) for line in (trained_storage / model / "trials/001/epochs.jsonl").read_text().splitlines()
     ]
@@ -79,7 +81,7 @@ def test_names_may_lack_their_prefix_and_order_and_network_are_kept(trained: Cli
 def test_an_autoencoder_with_a_mixture_is_judged_as_a_sampler(trained: CliRunner) -> None:
     plain = judged(trained, "evaluate ae --images 150")
     mixed = judged(trained, "evaluate ae --prior gmm --images 150")
-    assert mixed["prior"] == "gmm of 10"
+    assert mixed["values"]["val_frechet"]["prior"] == "gmm of 10"
     assert {name: mixed["values"][name] for name in plain["values"]} == plain["values"]
     assert "val_frechet" not in plain["values"]
     gan = judged(trained, "evaluate gan --metrics frechet --images 150")
@@ -128,7 +130,7 @@ def test_what_a_model_of_one_class_finds_strange(trained: CliRunner) -> None:
     ranked = sorted(lines, key=lambda line: float(line["reconstruction_mse"]))
     assert sum(line["label"] == "0" for line in ranked[:10]) >= 8
     said = compared(trained, "reconstruct zeros --n 100 -o pairs.png").stderr
-    assert said.startswith(f"{sum(line['label'] == '0' for line in lines)} held-out images")
+    assert said.startswith(f"{sum(line['label'] == '0' for line in lines)} validation images")
 
 
 # Comparisons
@@ -155,7 +157,10 @@ def test_the_first_metric_ranks_and_what_does_not_suit_is_a_dash(trained: CliRun
     lines = table.stdout.splitlines()
     assert [line.split()[1] for line in lines[1:]] == list(ranking)
     assert lines[-1].split()[-2] == "–"
-    assert "100 held-out images of digits, samples over the network random, seed 2" in table.stderr
+    assert (
+        "100 validation images of digits, 100 samples against 100 validation images over the network random, seed 2"
+        in (table.stderr)
+    )
 
 
 def test_a_comparison_says_what_an_evaluation_says(trained: CliRunner) -> None:
@@ -205,7 +210,7 @@ def test_runs_on_other_data_are_refused(models: dict[str, TrainedModel], digits:
 def test_tables_fit_their_terminal(models: dict[str, TrainedModel], digits: Dataset, columns: int) -> None:
     names = ["val_frechet", "val_precision", "val_recall", "val_coverage", "val_ssim"]
     named = {f"{name}-digits-20261120-173308": model for name, model in models.items()}
-    ranked = comparison.compare(named, digits, names, network="classifier", images=50, seed=0)
+    ranked = comparison.compare(named, digits, names, Protocol(network="classifier", images=50))
     console = Console(width=columns, file=io.StringIO())
     console.print(render.comparison_table(ranked, names))
     console.print(render.card_table(ranked[0].card))
@@ -238,7 +243,7 @@ def test_a_mixture_has_the_moments_of_the_latents(models: dict[str, TrainedModel
 def test_a_mixture_of_one_is_a_gaussian_and_more_fit_better(models: dict[str, TrainedModel], digits: Dataset) -> None:
     def distance(components: int) -> float:
         mixed = prior.with_mixture(models["ae"], digits, components)
-        value = evaluation.evaluate(mixed, digits, ["val_frechet"]).values["val_frechet"].value
+        value = evaluation.evaluate(mixed, digits, ["val_frechet"], Protocol()).values["val_frechet"].value
         assert value is not None
         return value
 

@@ -78,7 +78,7 @@ def test_the_only_array_of_a_npz_needs_no_name(tmp_path: Path) -> None:
 
 
 def test_a_rewritten_file_is_decoded_again(tmp_path: Path) -> None:
-    for value in (1, 2):
+    for value in (2, 3):
         np.save(tmp_path / "mine.npy", np.full((4, 8, 8 + value), value, dtype=np.uint8))
         assert load_file(tmp_path / "mine.npy").train.images.unique().tolist() == [value]
 
@@ -108,6 +108,25 @@ def test_what_is_not_images(tmp_path: Path, refusal: Refusal, array: np.ndarray,
     assert named in message
     assert "uint8" in message
     assert "[N, C, H, W]" in message
+
+
+@pytest.mark.parametrize("count", [20, 2500])
+def test_masks_of_0_and_1_are_not_trained_as_black(tmp_path: Path, refusal: Refusal, count: int) -> None:
+    masks = np.zeros((count, 8, 8), dtype=np.uint8)
+    masks[-1, 3, 5] = 1
+    for name in ("mine.npy", "mine.npz"):
+        path = tmp_path / name
+        np.save(path, masks) if name == "mine.npy" else np.savez(path, images=masks)
+        assert refusal(path) == (
+            f"{path} is uint8 and holds only 0 and 1, and 255 is white: save it as bool, or multiply it by 255"
+        )
+    np.save(tmp_path / "bits.npy", masks.astype(bool))
+    assert content(load_file(tmp_path / "bits.npy")).max() == 255
+    masks[-1, 3, 5] = 2  # one pixel of all is no 0 or 1
+    np.save(tmp_path / "dark.npy", masks)
+    assert content(load_file(tmp_path / "dark.npy")).max() == 2
+    np.save(tmp_path / "black.npy", 0 * masks)
+    assert content(load_file(tmp_path / "black.npy")).max() == 0
 
 
 def test_python_objects_are_never_loaded(tmp_path: Path, refusal: Refusal) -> None:

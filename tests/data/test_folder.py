@@ -1,4 +1,6 @@
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,29 +67,207 @@ def test_grey_only_if_all_are_grey(tmp_path: Path) -> None:
     assert values(dataset) == [7, 9, 40, 90, 100, 255]
 
 
-def test_palettes_and_transparency(tmp_path: Path) -> None:
-    save(tmp_path / "1.png", (5, 6, 7, 0), mode="RGBA")
-    palette = Image.new("P", (8, 8), 1)
-    palette.putpalette([0, 0, 0, 50, 60, 70])
-    palette.save(tmp_path / "2.png", transparency=b"\x00\x80")
-    palette.save(tmp_path / "3.gif")
-    assert values(load_folder(tmp_path)) == [5, 50, 50]
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def test_photographs_are_turned_upright(tmp_path: Path) -> None:
+def save_png(path: Path, bits: int, colour: int, row: bytes, *chunks: bytes) -> Path:
+    """Save an 8x8 PNG of equal rows as the format has it: Pillow cannot write all that it reads."""
+    header = struct.pack(">IIBBBBB", 8, 8, bits, colour, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress((b"\0" + row) * 8)), chunk(b"IEND", b""))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+GREY, COLOUR, GREY_ALPHA, COLOUR_ALPHA = 0, 2, 4, 6  # in the header of a PNG
+
+
+def palette_image() -> Image.Image:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 50, 60, 70])
+    return image
+
+
+def pixels_of(folder: Path) -> list[list[int]]:
+    """The colour of each image of one colour, sorted."""
+    dataset = load_folder(folder)
+    images = torch.cat([dataset.train.images, dataset.validation.images])
+    assert (images == images[..., :1, :1]).all()
+    return sorted(images[..., 0, 0].tolist())
+
+
+def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
+    save(tmp_path / "clear.png", (5, 6, 7, 0), mode="RGBA")
+    save(tmp_path / "half.webp", (0, 0, 0, 128), mode="RGBA")
+    save(tmp_path / "opaque.tiff", (5, 6, 7, 255), mode="RGBA")
+    save(tmp_path / "grey.png", (100, 51), mode="LA")
+    palette_image().save(tmp_path / "palette.png", transparency=b"\x00\x80")
+    palette_image().save(tmp_path / "palette.gif")
+    palette_image().save(tmp_path / "clear.gif", transparency=1)
+    alpha = Image.merge("PA", (Image.new("L", (8, 8), 1), Image.new("L", (8, 8), 128)))
+    alpha.putpalette([0, 0, 0, 50, 60, 70])
+    alpha.save(tmp_path / "palette.tiff")
+    half = [152, 157, 162]  # of (50, 60, 70) and white
+    assert pixels_of(tmp_path) == [[5, 6, 7], [50, 60, 70], [127] * 3, half, half, [224] * 3, [255] * 3, [255] * 3]
+
+
+def test_grey_stays_grey_on_white(tmp_path: Path) -> None:
+    for index, alpha in enumerate((0, 51, 255)):
+        save(tmp_path / f"{index}.png", (100, alpha), mode="LA")
+    assert load_folder(tmp_path).shape == (1, 8, 8)
+    assert values(load_folder(tmp_path)) == [100, 224, 255]
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "transparent", "shown"),
+    [
+        (1, b"\xff", 1, 255),
+        (1, b"\x00", 0, 255),
+        (2, b"\xaa\xaa", 2, 255),
+        (2, b"\xaa\xaa", 1, 170),
+        (4, b"\x33" * 4, 3, 255),
+        (4, b"\x33" * 4, 51, 51),
+        (8, b"\x07" * 8, 7, 255),
+        (8, b"\x07" * 8, 8, 7),
+        (16, b"\x12\x34" * 8, 0x1234, 255),
+        (16, b"\x12\x34" * 8, 0x1235, 0x12),
+    ],
+)
+def test_a_grey_that_is_transparent(tmp_path: Path, bits: int, row: bytes, transparent: int, shown: int) -> None:
+    mark = chunk(b"tRNS", struct.pack(">H", transparent))
+    save_png(tmp_path / "1.png", bits, GREY, row, mark)
+    save(tmp_path / "2.png", 200, mode="L")
+    save_png(tmp_path / "3.png", 16, GREY, b"\xc9\x00" * 8)  # a bright one of 16 bits
+    assert values(load_folder(tmp_path)) == sorted([shown, 200, 201])
+
+
+def test_a_colour_that_is_transparent(tmp_path: Path, refusal: Refusal) -> None:
+    mark = chunk(b"tRNS", struct.pack(">3H", 10, 20, 30))
+    save_png(tmp_path / "1.png", 8, COLOUR, bytes([10, 20, 30] * 8), mark)
+    save_png(tmp_path / "2.png", 8, COLOUR, bytes([10, 20, 31] * 8), mark)
+    assert pixels_of(tmp_path) == [[10, 20, 31], [255, 255, 255]]
+    path = save_png(tmp_path / "3.png", 16, COLOUR, bytes([200, 0] * 24), mark)
+    assert refusal(tmp_path).startswith(f"{path} names a transparent colour in 16 bits")
+
+
+FORMATS = ("jpg", "png", "tiff", "webp")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("image_size", [None, 8])
+def test_photographs_are_turned_upright(tmp_path: Path, suffix: str, image_size: int | None) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held on its side
     picture = np.zeros((16, 32, 3), dtype=np.uint8)
     picture[:, 16:] = 255
-    for name in ("1.jpg", "2.jpg"):
-        Image.fromarray(picture).save(tmp_path / name, exif=exif, quality=95)
-    save(tmp_path / "3.jpg", size=(16, 32))  # upright already
-    image = load_folder(tmp_path).train.images[0]
-    assert image.shape == (3, 32, 16)
-    dataset = load_folder(tmp_path)
-    turned = torch.cat([dataset.train.images, dataset.validation.images]).float().mean(dim=(1, 3))  # [N, H]
-    assert sorted(turned[:, -1].round().tolist()) == [0, 255, 255]
-    assert turned[:, 0].max() < 10
+    for name in ("1", "2"):
+        Image.fromarray(picture).save(tmp_path / f"{name}.{suffix}", exif=exif, quality=95)
+    save(tmp_path / f"3.{suffix}", size=(16, 32))  # upright already
+    dataset = load_folder(tmp_path, image_size)
+    assert dataset.shape == (3, 32, 16) if image_size is None else (3, 8, 8)
+    rows = torch.cat([dataset.train.images, dataset.validation.images]).float().mean(dim=(1, 3))  # [N, H]
+    assert sorted((rows[:, -1] > 240).tolist()) == [False, True, True]
+    assert rows[:, 0].max() < 15
+
+
+def test_a_png_that_tells_behind_its_pixels_how_it_is_turned(tmp_path: Path, refusal: Refusal) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = save(tmp_path / "1.png", 9, size=(16, 8), mode="L")
+    save(tmp_path / "2.png", 9, size=(16, 8), mode="L")
+    save(tmp_path / "3.png", 9, size=(16, 8), mode="L")
+    content = turned.read_bytes()
+    turned.write_bytes(content[:-12] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + content[-12:])
+    message = refusal(tmp_path)
+    assert message.startswith(f"{turned} is 8x16 once turned upright, other images 16x8; ")
+    assert load_folder(tmp_path, image_size=8).shape == (1, 8, 8)
+
+
+def test_masks_of_0_and_1_are_not_trained_as_black(tmp_path: Path, refusal: Refusal) -> None:
+    folder = tmp_path / "masks"
+    for index in range(3):
+        save(folder / f"{index}.png", index % 2, mode="L")
+    save(folder / "3.png", (1, 0), mode="LA")  # transparent, but not white for that
+    message = refusal(folder)
+    assert message == f"all pixels of the images in {folder} are 0 or 1, and 255 is white: multiply all values by 255"
+    save(folder / "4.png", 2, mode="L")  # dark, but no mask
+    assert values(load_folder(folder)) == [0, 0, 1, 2, 255]
+    for name in ("0", "1", "2"):
+        save(tmp_path / "bits" / f"{name}.png", int(name) % 2, mode="1")
+    assert values(load_folder(tmp_path / "bits")) == [0, 0, 255]
+
+
+def write_pgm(path: Path, value: int, largest: int = 65535) -> None:
+    path.write_bytes(f"P5 8 8 {largest}\n".encode() + struct.pack(">64H", *[value] * 64))
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "pgm"])
+def test_16_bits_are_read_alike_in_all_images(tmp_path: Path, refusal: Refusal, kind: str) -> None:
+    def save_16(name: str, value: int) -> None:
+        if kind == "pgm":
+            write_pgm(tmp_path / f"{name}.pgm", value)
+        else:
+            Image.fromarray(np.full((8, 8), value, dtype=np.uint16)).save(tmp_path / f"{name}.{kind}")
+
+    save_16("1", 4095)
+    save_16("2", 900)
+    message = refusal(tmp_path)
+    assert message.startswith(f"the 16-bit images in {tmp_path} hold no value above 4095, and 65535 is white: ")
+    assert "by 16 if their white is 4095" in message
+    save_16("3", 65535)
+    assert values(load_folder(tmp_path)) == [3, 15, 255]
+
+
+def test_16_bits_of_colour(tmp_path: Path, refusal: Refusal) -> None:
+    for index, value in enumerate((4095, 100)):
+        save_png(tmp_path / f"{index}.png", 16, COLOUR, struct.pack(">24H", *[value] * 24))
+    # Half transparent, so that it is bright on white.
+    save_png(tmp_path / "2.png", 16, COLOUR_ALPHA, struct.pack(">32H", *[1000, 1000, 1000, 30000] * 8))
+    save(tmp_path / "3.png", (200, 200, 200))
+    assert "hold no value above 4095" in refusal(tmp_path)
+    save_png(tmp_path / "4.png", 16, GREY_ALPHA, struct.pack(">16H", *[40000, 65535] * 8))
+    assert [colour[0] for colour in pixels_of(tmp_path)] == [0, 15, 139, 156, 200]
+
+
+def test_a_pgm_is_scaled_by_its_own_largest_value(tmp_path: Path) -> None:
+    for index, value in enumerate((0, 2048, 4095)):
+        write_pgm(tmp_path / f"{index}.pgm", value, largest=4095)
+    assert values(load_folder(tmp_path)) == [0, 128, 255]
+
+
+def test_32_bit_integers_have_no_known_white(tmp_path: Path, refusal: Refusal) -> None:
+    Image.fromarray(np.full((8, 8), 70_000, dtype=np.int32)).save(tmp_path / "1.tiff")
+    save(tmp_path / "2.png", 7, mode="L")
+    save(tmp_path / "3.png", 7, mode="L")
+    assert refusal(tmp_path).startswith(f"{tmp_path / '1.tiff'} has signed or 32-bit integers")
+
+
+@pytest.mark.parametrize(("value", "named"), [(np.nan, "nan"), (255, "255"), (-0.5, "-0.5"), (np.inf, "inf")])
+def test_floats_outside_0_and_1_are_refused(tmp_path: Path, refusal: Refusal, value: float, named: str) -> None:
+    pixels = np.zeros((8, 8), dtype=np.float32)
+    for name in ("1.tiff", "2.tiff"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    pixels[3, 5] = value
+    Image.fromarray(pixels).save(tmp_path / "3.tiff")
+    message = f"{tmp_path / '3.tiff'} has float pixels, one of them {named}: scale them so that all are in [0, 1]"
+    assert refusal(tmp_path) == message
+
+
+def test_floats_in_0_and_1_are_grey(tmp_path: Path) -> None:
+    for index, value in enumerate((0, 0.502, 1)):
+        Image.fromarray(np.full((8, 8), value, dtype=np.float32)).save(tmp_path / f"{index}.tiff")
+    assert load_folder(tmp_path).shape == (1, 8, 8)
+    assert values(load_folder(tmp_path)) == [0, 128, 255]
+
+
+def test_cmyk_and_animations(tmp_path: Path) -> None:
+    save(tmp_path / "1.tiff", (255, 0, 0, 0), mode="CMYK")
+    save(tmp_path / "2.jpg", (0, 0, 0, 255), mode="CMYK")
+    first, second = Image.new("RGB", (8, 8), (250, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 250))
+    for name in ("3.gif", "4.png", "5.webp"):
+        first.save(tmp_path / name, save_all=True, append_images=[second], lossless=True)
+    assert pixels_of(tmp_path) == [[0, 0, 0], [0, 255, 255], *[[250, 0, 0]] * 3]
 
 
 def test_image_size_keeps_the_centre_of_large_photographs(tmp_path: Path) -> None:
@@ -137,12 +317,6 @@ def test_a_corrupt_image(
     (folder / name).write_bytes(damage((folder / name).read_bytes()))
     assert str(folder / name) in refusal(folder, image_size=image_size)
     assert list((tmp_path / "cache" / "decoded").glob("*.npy")) == []
-
-
-def test_float_pixels(tmp_path: Path, refusal: Refusal) -> None:
-    for name in ("1.tiff", "2.tiff", "3.tiff"):
-        Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(tmp_path / name)
-    assert ".tiff" in refusal(tmp_path)
 
 
 def test_no_images(tmp_path: Path, refusal: Refusal) -> None:

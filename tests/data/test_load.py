@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def save_numbered(path: Path, count: int) -> Path:
-    """Save `count` images of 8x8, each filled with its own index."""
+    """Save `count` images of 8x8, each filled with its own index up to a white corner."""
     images = np.arange(count, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+    images[:, -1, -1] = 255
     np.save(path, images)
     return path
 

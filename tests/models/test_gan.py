@@ -93,7 +93,7 @@ def test_wasserstein_with_gradient_penalty(weight: float, make_batch: MakeBatch)
     """Gulrajani et al. 2017, equation 3; the gradient of an affine map is its weight wherever one looks."""
     model = gan(loss="wgan-gp", gradient_penalty=weight)
     real, fake = judged(model)
-    slope = 2 * model.discriminator[-1].weight.detach()[0]  # 2: from images in [0, 1] to [-1, 1]
+    slope = model.discriminator[-1].weight.detach()[0]  # with respect to images in [-1, 1], as published
     norm = slope.norm().item()
     discriminator, _ = model.phases()
     loss, _ = discriminator.loss(make_batch(REAL))
@@ -103,7 +103,7 @@ def test_wasserstein_with_gradient_penalty(weight: float, make_batch: MakeBatch)
     # The penalty must teach the discriminator, which takes a second derivative.
     [gradient] = torch.autograd.grad(loss, model.discriminator[-1].weight)
     of_logits = 2 * torch.linspace(-3, 3, 64).sigmoid() - 2 * REAL.flatten(1).mean(dim=0)
-    of_penalty = weight * 2 * (norm - 1) * 2 * slope / norm
+    of_penalty = weight * 2 * (norm - 1) * slope / norm
     torch.testing.assert_close(gradient[0], of_logits + of_penalty, rtol=1e-4, atol=1e-4)
 
 
@@ -114,14 +114,14 @@ def test_the_penalty_looks_anywhere_between_real_and_fake(make_batch: MakeBatch)
     for parameter in model.parameters():
         parameter.zero_()
     _, inner, _, outer = model.discriminator
-    inner.weight.fill_(4 / 64)
-    inner.bias.fill_(-1)
+    inner.weight.fill_(8 / 64)
+    inner.bias.fill_(-2)
     outer.weight.fill_(1)
     white = torch.ones(4000, *SHAPE)  # the generator makes grey
     with torch.enable_grad():
         loss, reported = model.phases()[0].loss(make_batch(white))
-    assert (reported["real_logit"].item(), reported["fake_logit"].item()) == pytest.approx((3, -0.2))
-    assert (loss.item() + 3.2) / 10 == pytest.approx(0.25 * 0.8**2, abs=0.01)
+    assert (reported["real_logit"].item(), reported["fake_logit"].item()) == pytest.approx((6, -0.4))
+    assert (loss.item() + 6.4) / 10 == pytest.approx(0.25 * 0.8**2, abs=0.01)
 
 
 def test_the_logits_are_reported(make_batch: MakeBatch) -> None:
@@ -187,24 +187,24 @@ def test_the_average_of_the_weights_is_judged_and_kept(digits: Dataset, tmp_path
 def test_the_gradient_penalty_goes_with_any_loss(loss: str, make_batch: MakeBatch) -> None:
     """On an affine discriminator it is (|slope| - 1)² wherever one looks."""
     plain, penalised = gan(loss=loss), gan(loss=loss, gradient_penalty=3.0)
-    slope = 2 * plain.discriminator[-1].weight.detach().norm().item()
+    slope = plain.discriminator[-1].weight.detach().norm().item()
     expected, generator = losses(plain, make_batch(REAL))
     assert losses(penalised, make_batch(REAL)) == pytest.approx((expected + 3 * (slope - 1) ** 2, generator), rel=1e-4)
 
 
 @pytest.mark.parametrize("every", [1, 16])
 def test_r1_of_an_affine_discriminator(every: int, make_batch: MakeBatch) -> None:
-    """Mescheder et al. 2018: γ/2 |∇D|², here γ/2 |2w|², which stands for as many steps as it waits."""
+    """Mescheder et al. 2018: γ/2 |∇D|², here γ/2 |w|², which stands for as many steps as it waits."""
     model = gan(r1=0.3, r1_every=every)
     weight = model.discriminator[-1].weight
     phase = model.phases()[-1]
     loss, reported = phase.loss(make_batch(REAL))
-    squared = 4 * weight.detach().square().sum().item()
+    squared = weight.detach().square().sum().item()
     assert (phase.name, phase.every) == ("r1", every)
     assert reported["squared_slope"].item() == pytest.approx(squared, rel=1e-5)
     assert loss.item() == pytest.approx(every * 0.15 * squared, rel=1e-5)
     [gradient] = torch.autograd.grad(loss, weight)
-    torch.testing.assert_close(gradient, every * 0.3 * 4 * weight.detach())
+    torch.testing.assert_close(gradient, every * 0.3 * weight.detach())
 
 
 def test_r1_looks_at_real_images_only(make_batch: MakeBatch) -> None:
@@ -213,7 +213,7 @@ def test_r1_looks_at_real_images_only(make_batch: MakeBatch) -> None:
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     _, inner, _, outer = model.discriminator
-    nn.init.constant_(inner.weight, 0.5)
+    nn.init.ones_(inner.weight)
     nn.init.constant_(inner.bias, -1)
     nn.init.ones_(outer.weight)
     for images, slope in ((torch.ones(3, *SHAPE), 1.0), (torch.zeros(3, *SHAPE), 0.2)):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raygen import data, metrics
 from raygen.data import Dataset
-from raygen.errors import NonFiniteLossError, SpecError, TrainingError
+from raygen.errors import NonFiniteLossError, NonFiniteObjectiveError, SpecError
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Noise, Phase
 from raygen.models._options import ModelOptions
 from raygen.spec import TrainSpec
@@ -210,8 +210,20 @@ def test_the_phase_at_fault_is_named(digits: Dataset, path: Path) -> None:
 
 def test_an_objective_that_is_not_finite_stops_the_run(digits: Dataset, path: Path) -> None:
     """One step makes an epoch: its loss was finite, what it made of the weights is not."""
-    with pytest.raises(TrainingError, match="val_mse is not finite; lower the learning rate"):
+    with pytest.raises(NonFiniteObjectiveError, match="val_mse is not finite; lower the learning rate"):
         list(fit(small("ae", optimizer__lr=1e38, training__batch_size=1437), digits, path))
+    assert not path.exists()
+
+
+def test_the_best_epoch_before_an_objective_that_is_not_finite_is_kept(digits: Dataset, path: Path) -> None:
+    """One step makes an epoch, and the steps grow longer: what the last one made of the weights is not finite."""
+    rising = {"optimizer__lr": 1e12, "optimizer__warmup_fraction": 0.99, "training__epochs": 40}
+    with pytest.raises(NonFiniteObjectiveError):
+        list(fit(small("ae", training__batch_size=1437, **rising), digits, path))
+    record = checkpoint.read_best_record(path)
+    assert record is not None
+    assert math.isfinite(record.metrics["val_mse"])
+    assert all(weight.isfinite().all() for weight in checkpoint.read_best_weights(path).values())
 
 
 def test_more_images_in_a_batch_than_there_are(digits: Dataset, path: Path) -> None:

@@ -128,7 +128,7 @@ for epoch in fit(spec, data.load(spec.data), Path(sys.argv[2]), on_pace=pace):
 """
 
 
-@pytest.mark.parametrize(("model", "step"), [("ae", 80), ("gan", 106)])
+@pytest.mark.parametrize(("model", "step"), [("ae", 80), ("gan", 94)])
 def test_killed_with_minus_9(model: str, step: int, digits: Dataset, path: Path) -> None:
     spec = spec_of(model).with_settings({"training.checkpoint_every_s": 0})
     child = subprocess.Popen(
