@@ -185,9 +185,7 @@ def test_a_difference_is_told_beside_the_spread(trained: CliRunner) -> None:
     assert " in val_mse, beyond the spread (±" in said
 
 
-def test_models_alike_are_within_the_spread(
-    trained: CliRunner, trained_storage: Path, tmp_path: Path
-) -> None:
+def test_models_alike_are_within_the_spread(trained: CliRunner, trained_storage: Path, tmp_path: Path) -> None:
     shutil.copytree(trained_storage / "gan" / "best" / "1", tmp_path / "twin")
     said = compared(trained, "compare gan twin --metrics frechet").stderr
     assert "gan and twin differ by 0 in val_frechet, within the spread (±0 over images)" in said
