@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from raygen.data import DataOptions
 from raygen.errors import SpecError
 from raygen.queue.job import NODE_TIMEOUT_S, ON_DEMAND_NODE_TIMEOUT_S
-from raygen.spec import EvaluationOptions, Precision, TrainingOptions
+from raygen.spec import Precision, TrainingOptions
 
 Output = Literal["table", "json"]
 """What a command prints its result as."""
@@ -116,7 +116,12 @@ Network = Annotated[
     FeatureNetwork,
     typer.Option("--network", help="Whose features samples are compared by.", rich_help_panel=_JUDGING),
 ]
-JudgedImages = Annotated[int, typer.Option("--images", help="Images to judge on, at most.", rich_help_panel=_JUDGING)]
+JudgedImages = Annotated[
+    int | None,
+    typer.Option(
+        "--images", help="Images to judge on, at most.", show_default="all of --split", rich_help_panel=_JUDGING
+    ),
+]
 JudgedSplit = Annotated[
     Literal["validation", "test"],
     typer.Option(
@@ -143,7 +148,6 @@ Reference = Annotated[
         rich_help_panel=_JUDGING,
     ),
 ]
-JUDGED_IMAGES: int = EvaluationOptions.model_fields["images"].default
 JudgingSeed = Annotated[
     int, typer.Option("--seed", min=0, help="Of the samples and latents drawn.", rich_help_panel=_JUDGING)
 ]

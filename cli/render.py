@@ -260,7 +260,7 @@ def circumstances(ranked: Sequence[Compared]) -> str:
     real = [
         f"{metrics.short(name)} {_value(value.real_against_real)}" for name, value in values.items() if value.network
     ]
-    reached = f"; real images in the place of samples: {', '.join(real)}" if real else ""
+    reached = f": {', '.join(real)}" if real else ""
     first = next((value for value in values.values() if not value.network), next(iter(values.values())))
     return f"{first.images} {first.split} images of {cards[0].data}{_protocol(list(values.values()))}{reached}"
 
@@ -271,9 +271,10 @@ def _protocol(values: Sequence[Value]) -> str:
     if compared is None:
         return f", seed {values[0].seed}"
     right = f" ({_accuracy(compared)} of validation images right)" if _accuracy(compared) else ""
+    part = "training" if compared.reference == "train" else compared.reference
     return (
-        f", {compared.samples} samples against {compared.images} {compared.reference} images over the network "
-        f"{_network(compared)}{right}, seed {compared.seed}"
+        f", {compared.samples} samples against {compared.images} {part} images over the network "
+        f"{_network(compared)}{right}, seed {compared.seed}; real: {compared.real_samples} other images in their place"
     )
 
 
@@ -294,7 +295,7 @@ def _network(value: Value) -> str:
 
 
 def _accuracy(value: Value) -> str:
-    """A feature network's accuracy on held-out images, if it has one."""
+    """A feature network's accuracy on validation images, if it has one."""
     accuracy = (value.network_facts or {}).get("held_out_accuracy")
     return "" if accuracy is None else f"{100 * accuracy:.1f} %"
 
@@ -372,10 +373,11 @@ def tested(run: Run) -> str:
     best, defaults = found["best"], found["defaults"]
     over = mean_and_spread(best["mean"], best["spread"])
     seeds = f" ({over} over {best['seeds']} fresh seed{'s' if best['seeds'] > 1 else ''})" if over else ""
-    line = f"{found['metric']} {_objective(best['value'])}{seeds} on {found['images']:,} test images"
+    which = f"trial {best['trial']}, its best seed: " if best["trial"] != best["configuration"] else ""
+    line = f"{which}{found['metric']} {_objective(best['value'])}{seeds} on {found['images']:,} test images"
     if defaults is None:
         return line
-    if defaults["trial"] == best["trial"]:
+    if defaults["trial"] == best["configuration"]:
         return f"{line}; these are the defaults"
     after = f", after epoch {defaults['epoch']}" if defaults["epoch"] else ""
     return f"{line}; the defaults (trial {defaults['trial']}{after}): {_objective(defaults['value'])}"

@@ -31,15 +31,15 @@ FEWEST_TO_GROUP = 40
 class Protocol:
     """What models are judged on, the same for all that are compared.
 
-    On the first `images` of the part `split`. Metrics that compare samples with real images take all images of the
-    part `reference` if one is named, else those `images`, and draw `samples` samples, else as many as those. `network`
-    is one of NETWORKS, whose features they compare; `fid_weights` is a file with the weights of `inception`.
-    `is_samples` are importance samples per image; `normal_class` is the label that is no anomaly, that of the training
-    unless given.
+    On the first `images` of the part `split`, all unless given. Metrics that compare samples with real images take all
+    images of the part `reference` if one is named, else those `images`, and draw `samples` samples, else as many as
+    those. `network` is one of NETWORKS, whose features they compare; `fid_weights` is a file with the weights of
+    `inception`. `is_samples` are importance samples per image; `normal_class` is the label that is no anomaly, that of
+    the training unless given.
     """
 
     split: HeldOut = "validation"
-    images: int = 2000
+    images: int | None = None
     samples: int | None = None
     reference: Split | None = None
     network: str = "random"
@@ -349,7 +349,7 @@ def _check(protocol: Protocol) -> None:
 
 def _check_count(count: int, part: Split) -> None:
     if count < 2:
-        raise SpecError(f"a model is judged on 2 {part} images or more, not {count}: use --images 2000")
+        raise SpecError(f"a model is judged on 2 {part} images or more, not {count}: leave out --images")
 
 
 def _network(name: str, dataset: Dataset, fid_weights: Path | None) -> FeatureNetwork:

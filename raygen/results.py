@@ -23,8 +23,7 @@ from raygen.runs import CHECKPOINT, PICTURE, Judged, Judgement, Run, Trial
 from raygen.spec import TrainSpec, TuneSpec
 from raygen.training import checkpoint
 from raygen.training.checkpoint import BestRecord
-from raygen.training.distributed import CPU
-from raygen.training.evaluation import evaluate, held_out_images
+from raygen.training.evaluation import evaluate
 
 SAMPLES = 64
 RECONSTRUCTIONS = 16
@@ -105,8 +104,8 @@ def collect_best(run: Run) -> None:
     The k best by what their epochs showed are judged once more, on all validation images, and ranked by that: by the
     mean over fresh seeds if they were run on some, as the seed that they were found with is a lucky one. The
     checkpoint is that of the best seed. The very best, its fresh seeds and a search's defaults are then judged on all
-    test images.
-    What counts is what the checkpoints hold: a trial whose process was lost may have reported more than it saved.
+    test images. What counts is what the checkpoints hold: a trial whose process was lost may have reported more than
+    it saved.
     """
     spec = run.spec()
     keep = spec.search.keep_best if isinstance(spec, TuneSpec) else 1
@@ -118,12 +117,12 @@ def collect_best(run: Run) -> None:
     dataset = data.load(spec.data)
     # A person who stops a run waits for it to end: then the values of its epochs have to do.
     in_full = not run.should_stop()
-    judged = [_judged(run, trial, dataset, in_full=in_full) for trial, _ in kept[:keep]]
+    validation = _as_floats(dataset.validation) if in_full else None
+    judged = [_judged(run, trial, dataset, validation) for trial, _ in kept[:keep]]
     has_fresh = any(configuration.fresh for configuration in judged)
     judged.sort(key=lambda configuration: _rank(run, configuration, has_fresh=has_fresh))
-    best = judged[0]
-    if in_full:
-        _test(run, best, dataset)
+    if validation is not None and dataset.test is not None:
+        _test(run, judged[0], validation, _as_floats(dataset.test))
     filled = run.folder / ".best.partial"
     shutil.rmtree(filled, ignore_errors=True)
     for place, configuration in enumerate(judged, start=1):
@@ -131,20 +130,24 @@ def collect_best(run: Run) -> None:
     run.replace_best(filled)
 
 
-def _judged(run: Run, original: Trial, dataset: data.Dataset, *, in_full: bool) -> _Configuration:
-    """Judge all checkpoints of one configuration, `in_full` on all validation images."""
+def _as_floats(part: data.Part) -> Tensor:
+    """All images of a part, [N, C, H, W] in [0, 1]: one tensor, whose features are found once for all models."""
+    return part.images.to(torch.float32).div_(255)
+
+
+def _judged(run: Run, original: Trial, dataset: data.Dataset, validation: Tensor | None) -> _Configuration:
+    """Judge all checkpoints of one configuration on all validation images; None: take what their epochs showed."""
     candidates = []
     for trial in (original, *run.replicates(original)):
         record = checkpoint.read_best_record(trial.checkpoint)
         if record is None:
             continue
-        if in_full:
-            validation = _judged_on(dataset.validation, trial)
-            trial.record_judgement(Judgement(record.epoch, validation))
+        if validation is None:
+            judged = Judged(min(trial.spec().evaluation.images, len(dataset.validation.images)), record.metrics)
         else:
-            images = min(trial.spec().evaluation.images, len(dataset.validation.images))
-            validation = Judged(images, record.metrics)
-        candidates.append(_Candidate(trial=trial, record=record, validation=validation))
+            judged = _judged_on(validation, trial)
+            trial.record_judgement(Judgement(record.epoch, judged))
+        candidates.append(_Candidate(trial=trial, record=record, validation=judged))
     return _Configuration(
         number=original.number,
         best=min(candidates, key=lambda candidate: _sortable(run, candidate.validation.metrics[run.objective])),
@@ -154,21 +157,17 @@ def _judged(run: Run, original: Trial, dataset: data.Dataset, *, in_full: bool) 
     )
 
 
-def _judged_on(part: data.Part, trial: Trial) -> Judged:
-    """The metrics of a trial's best weights on all images of one part."""
-    spec, images = trial.spec(), part.images
+def _judged_on(images: Tensor, trial: Trial) -> Judged:
+    """The metrics of a trial's best weights on images [N, C, H, W] in [0, 1]."""
+    spec = trial.spec()
     model = models.find(spec.model.name)(spec.model, ImageShape(*images.shape[1:]))
     with checkpoint.explained(f"cannot read the checkpoint of trial {trial.number}"):
         model.load_state_dict(checkpoint.read_best_weights(trial.checkpoint))
-    options = spec.evaluation.model_copy(update={"images": len(images)})
-    found = evaluate(model.eval().requires_grad_(False), held_out_images(images, options, CPU), options)
-    return Judged(len(images), found)
+    return Judged(len(images), evaluate(model.eval().requires_grad_(False), images, spec.evaluation))
 
 
-def _test(run: Run, best: _Configuration, dataset: data.Dataset) -> None:
-    """Judge the best, its fresh seeds and the defaults on all test images, if there are some."""
-    if dataset.test is None:
-        return
+def _test(run: Run, best: _Configuration, validation: Tensor, test: Tensor) -> None:
+    """Judge the best, its fresh seeds and the defaults on the images of both held-out parts."""
     original, defaults = run.trial(best.number), run.defaults()
     trials = {
         trial.number: trial
@@ -179,10 +178,10 @@ def _test(run: Run, best: _Configuration, dataset: data.Dataset) -> None:
         if record is None:
             continue
         earlier = trial.judgement(record.epoch)
-        validation = earlier.validation if earlier else _judged_on(dataset.validation, trial)
-        found = _judged_on(dataset.test, trial)
+        validated = earlier.validation if earlier else _judged_on(validation, trial)
+        found = _judged_on(test, trial)
         renamed = {metrics.reported(name, "test"): value for name, value in found.metrics.items()}
-        trial.record_judgement(Judgement(record.epoch, validation, Judged(found.images, renamed)))
+        trial.record_judgement(Judgement(record.epoch, validated, Judged(found.images, renamed)))
 
 
 def _rank(run: Run, configuration: _Configuration, *, has_fresh: bool) -> tuple[bool, float]:
@@ -269,7 +268,7 @@ def _about(dataset: data.Dataset) -> dict[str, Any]:
 
 
 def _picture(trained: TrainedModel, dataset: data.Dataset) -> Image.Image:
-    """Samples, or for a model that has none held-out images above their reconstructions."""
+    """Samples, or for a model that has none validation images above their reconstructions."""
     if isinstance(trained.model, Sampler):
         return pictures.grid(sample(trained, SAMPLES, SAMPLES_SEED))
     assert isinstance(trained.model, Reconstructor), "a model samples, reconstructs or both"

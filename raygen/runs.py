@@ -95,7 +95,8 @@ class TrialRecord:
     """What is known of a trial; `objective` is its best value so far on validation images, reached at `best_epoch`.
 
     It is over all of them, `validation_images`, if it was judged so at the end, as the best are; None: over those that
-    epochs are judged on. `test` is the objective on all test images, if it was tested.
+    epochs are judged on, as `epoch_objective` is, by which the best are found. `test` is the objective on all test
+    images, if it was tested.
 
     A trial that runs the configuration of another on a fresh seed is its replicate. Of a configuration that has some,
     `mean` and `spread` (sample standard deviation) are over their values of `objective`, `seeds` in all.
@@ -109,6 +110,7 @@ class TrialRecord:
     epochs: int
     train_s: float
     objective: float | None = None
+    epoch_objective: float | None = None
     best_epoch: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     images_per_s: float | None = None
@@ -271,6 +273,7 @@ class Trial:
             epochs=number_of_epochs,
             train_s=max(pace.get("train_s", 0.0), epochs[-1]["train_s"] if epochs else 0.0),
             objective=values.get(objective),
+            epoch_objective=best["metrics"][objective] if best else None,
             best_epoch=best["epoch"] if best else None,
             metrics=values,
             images_per_s=pace.get("images_per_s"),
@@ -480,11 +483,13 @@ class Run:
         fresh = search.get("replicates", 0)
         if fresh == 0:
             return []
-        valued = [trial for trial in self.configurations() if trial.record(self.objective).objective is not None]
-        valued.sort(key=lambda trial: self._rank(trial.record(self.objective)))
+        # By what epochs showed, as that is known of all of them: of an extended search some were judged further.
+        sign = -1 if self.direction == "max" else 1
+        values = {trial: trial.record(self.objective).epoch_objective for trial in self.configurations()}
+        valued = sorted((sign * value, trial.number, trial) for trial, value in values.items() if value is not None)
         return [
             (trial, trial.spec().seed + number)
-            for trial in valued[: search["keep_best"]]
+            for _, _, trial in valued[: search["keep_best"]]
             for number in range(len(self.replicates(trial)) + 1, fresh + 1)
         ]
 
@@ -513,12 +518,9 @@ class Run:
         return sorted(records, key=lambda record: (places.get(record.number, len(places)), self._rank(record)))
 
     def defaults(self) -> Trial | None:
-        """A search's trial of the spec as it stands, if its first one is that."""
-        first = next(iter(self.configurations()), None)
-        if first is None or self.kind == "train":
-            return None
-        as_it_stands = all(value == field_of(self.spec_json, path) for path, value in first.parameters.items())
-        return first if as_it_stands or self.spec_json["search"].get("defaults_first") else None
+        """A search's trial of the spec as it stands, if it began with that."""
+        begins_with_them = self.spec_json.get("search", {}).get("defaults_first", False)
+        return next(iter(self.configurations()), None) if begins_with_them else None
 
     def tested(self) -> dict[str, Any] | None:
         """What the best came to on all test images, beside a search's defaults; None if nothing was tested.
@@ -535,7 +537,12 @@ class Run:
         return {
             "metric": name,
             "images": best["test"]["images"],
-            "best": {"trial": best["trial"], "value": best["test"]["metrics"][name], **_spread(fresh)},
+            "best": {
+                "trial": best["trial"],
+                "configuration": best["configuration"],
+                "value": best["test"]["metrics"][name],
+                **_spread(fresh),
+            },
             "defaults": record and {"trial": record.number, "value": record.test, "epoch": record.best_epoch},
         }
 

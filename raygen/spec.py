@@ -61,11 +61,11 @@ class TrainingOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
 
 
 class EvaluationOptions(BaseModel, frozen=True, extra="forbid"):
-    """How a model is judged after each epoch, on held-out images."""
+    """How a model is judged after each epoch, on validation images."""
 
     objective: str = Field(description="the metric that decides which checkpoint is best")
     metrics: tuple[str, ...] = Field((), description="further metrics to report")
-    images: int = Field(2000, ge=2, description="held-out images to judge on, at most")
+    images: int = Field(2000, ge=2, description="validation images to judge epochs on, at most")
     seed: int = Field(0, ge=0, description="of the samples and latents drawn for judging")
 
     @property
@@ -276,7 +276,7 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
             "search.space": chosen.model_dump(mode="json"),
         }
         if settings.get("search.sampler") == "grid":
-            # Whoever types a grid wants all of it.
+            # Whoever types a grid wants all of it, to the end.
             searched |= {"search.trials": chosen.grid_size(), "search.scheduler": "fifo"}
         return cls.create(model, {**searched, **settings})
 

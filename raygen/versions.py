@@ -2,7 +2,7 @@
 
 A spec's document says in `version` what its fields mean; one without it is of version 1. That had one held-out part
 in the place of validation and test images (`data.held_out_fraction`), counted the seeds of `search.replicates` in all,
-and took gradient penalties of images in [0, 1].
+began no search with the defaults, and took gradient penalties of images in [0, 1].
 """
 
 from __future__ import annotations
@@ -28,6 +28,6 @@ def read_spec(document: Mapping[str, Any]) -> dict[str, Any]:
     # Exactly the parts of then: all that was held out judges, nothing is left for a test.
     fraction = data.pop("held_out_fraction", 0.1)
     read = {**document, "version": 1, "data": {**data, "validation_fraction": fraction, "test_fraction": 0.0}}
-    if "replicates" in search:
-        read["search"] = {**search, "replicates": search["replicates"] - 1}
+    if search:
+        read["search"] = {"defaults_first": False, **search, "replicates": search.get("replicates", 1) - 1}
     return read

@@ -36,6 +36,7 @@ SMALL = {
     "search.keep_best": 2,
 }
 RATES = (1e-6, 3e-3, 1e-3)  # of three trials, of which the first learns next to nothing
+NO_DEFAULTS = {"search.defaults_first": False}
 MODELS = ("ae", "vae", "gan")
 
 
@@ -169,8 +170,10 @@ def printed(run: Run) -> str:
 
 
 def searched(storage: Path, digits: Dataset, model: str = "vae", **settings: Any) -> Run:
-    """A search of three trials, of which the first has other values than the spec as it stands."""
-    run = new_run(storage, TuneSpec.search_over(model, model, {**SMALL, "search.trials": 3, **settings}))
+    """A search of three trials that did not begin with the defaults."""
+    run = new_run(
+        storage, TuneSpec.search_over(model, model, {**SMALL, **NO_DEFAULTS, "search.trials": 3, **settings})
+    )
     for number, lr in enumerate(RATES, start=1):
         train(run, number, {"optimizer.lr": lr, "training.batch_size": 64, "model.latent_dim": 4}, digits)
     return run
@@ -230,7 +233,7 @@ def test_the_best_is_tested_once_beside_the_defaults(storage: Path, digits: Data
     )
 
 
-def test_a_search_whose_first_trial_is_not_the_defaults_is_set_beside_nothing(storage: Path, digits: Dataset) -> None:
+def test_a_search_that_did_not_begin_with_the_defaults_is_set_beside_nothing(storage: Path, digits: Dataset) -> None:
     run = searched(storage, digits, "ae")
     results.collect_best(run)
     assert run.defaults() is None

@@ -278,6 +278,7 @@ def test_a_record_holds_the_best_epoch_and_the_last(storage: Path) -> None:
         epochs=5,
         train_s=3.8,
         objective=0.2,
+        epoch_objective=0.2,
         best_epoch=2,
         metrics={"val_mse": 0.2},
         images_per_s=1234.5,

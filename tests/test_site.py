@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raygen.capacity import Capacity
-from raygen.errors import JobError, SpecError
+from raygen.errors import JobError, RunError, SpecError
 from raygen.plan import Plan
 from raygen.queue.job import Job, Request, State
 from raygen.queue.store import Store
@@ -69,6 +70,23 @@ def test_only_a_search_that_has_succeeded_is_extended(storage: Path) -> None:
     job = ended(storage, {}, state=State.FAILED)
     with pytest.raises(JobError, match="ended is failed; only a job that has succeeded can be extended"):
         Site(storage).extend(job, trials=8)
+
+
+@pytest.mark.parametrize("kind", ["train", "tune"])
+def test_a_run_of_an_earlier_version_does_not_go_on(storage: Path, kind: str) -> None:
+    """Its values were of other parts of the images; what it left can still be looked at."""
+    job = ended(storage, {}, kind=kind, state=State.SUCCEEDED if kind == "tune" else State.FAILED)
+    document = json.loads((Path(job.folder) / "run.json").read_text())
+    del document["spec"]["version"], document["spec"]["data"]["validation_fraction"]
+    document["spec"]["data"]["held_out_fraction"] = document["spec"]["data"].pop("test_fraction")
+    if kind == "tune":
+        document["spec"]["search"]["replicates"] = 1
+    (Path(job.folder) / "run.json").write_text(json.dumps(document))
+    site, refusal = Site(storage), f"cannot go on; type a new `raygen {kind} ae --data digits`"
+    with pytest.raises(RunError, match=refusal):
+        site.extend(job, trials=9) if kind == "tune" else site.retry(job)
+    assert Store.open(storage).get(job.id).state is job.state
+    assert Run(Path(job.folder)).spec().version == 1
 
 
 def test_a_training_is_not_extended(storage: Path) -> None:

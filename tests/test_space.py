@@ -41,8 +41,8 @@ def refusal(path: Path, text: str) -> str:
 # Those that come with Raygen
 
 
-def test_every_model_has_one() -> None:
-    assert list(space.names()) == list(models.names())
+def test_every_model_has_one_and_a_wide_one() -> None:
+    assert set(space.names()) == {name + width for name in models.names() for width in ("", "-wide")}
     assert all(description.endswith(".") for description in space.names().values())
 
 
@@ -56,9 +56,11 @@ def test_every_key_exists_and_every_edge_is_possible(name: str) -> None:
             assert isinstance(spec.trial_spec({key: value}), TrainSpec)
 
 
-@every_bundled
-def test_rate_batch_size_and_latent_dimension_vary_by_default(name: str) -> None:
-    assert set(space.read(name).parameters) == {"optimizer.lr", "training.batch_size", "model.latent_dim"}
+@pytest.mark.parametrize("model", models.names())
+def test_rate_batch_size_and_latent_dimension_vary_by_default_and_more_in_the_wide_space(model: str) -> None:
+    narrow, wide = space.read(model).parameters, space.read(f"{model}-wide").parameters
+    assert set(narrow) == {"optimizer.lr", "training.batch_size", "model.latent_dim"}
+    assert narrow.items() < wide.items()
 
 
 @every_bundled
@@ -285,3 +287,68 @@ def test_a_missing_file(tmp_path: Path) -> None:
         space.read("vea")
     with pytest.raises(SpaceError, match="`raygen spaces` lists"):
         space.read("transformer")
+
+
+# What is typed at the command line
+
+
+def varied(**texts: str) -> dict[str, Any]:
+    paths = {key.replace("__", "."): text for key, text in texts.items()}
+    return TuneSpec.search_over(None, "vae", {}, vary=paths).search.space.parameters
+
+
+@pytest.mark.parametrize(
+    ("text", "distribution"),
+    [
+        ("4,8,16", Choice(choice=(4, 8, 16))),
+        ("8..64", IntUniform(int=(8, 64))),
+        ("2..64", IntUniform(int=(2, 64), log=True)),
+    ],
+)
+def test_vary_lists_values_or_names_a_range(text: str, distribution: Distribution) -> None:
+    assert varied(model__latent_dim=text) == {"model.latent_dim": distribution}
+
+
+def test_a_wide_range_is_logarithmic() -> None:
+    found = varied(optimizer__lr="1e-4..1e-2", optimizer__beta1="0.5..0.9")
+    assert found == {
+        "optimizer.lr": LogUniform(loguniform=(1e-4, 1e-2)),
+        "optimizer.beta1": Uniform(uniform=(0.5, 0.9)),
+    }
+
+
+def test_values_may_be_words_and_lists() -> None:
+    found = varied(optimizer__schedule="constant,cosine", model__hidden="[400],[512,256]")
+    assert found["optimizer.schedule"] == Choice(choice=("constant", "cosine"))
+    assert found["model.hidden"] == Choice(choice=((400,), (512, 256)))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("4", "list two values or more; --set model.latent_dim=4 fixes one"),
+        ("4..x", "a range is two numbers"),
+        ("8..4", "the first bound must be below the second"),
+        ("4,-1", "Input should be greater than or equal to 1"),
+    ],
+)
+def test_what_cannot_be_varied_so_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(SpaceError, match=r"^--vary") as caught:
+        varied(model__latent_dim=text)
+    assert reason.lower() in str(caught.value).lower()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_grid_needs_values() -> None:
+    options = {"search.sampler": "grid"}
+    with pytest.raises(SpaceError, match=r"optimizer\.lr: a grid needs the values to try"):
+        TuneSpec.search_over("vae", "vae", options)
+    vary = {"model.latent_dim": "4,8", "training.batch_size": "32,64,128"}
+    assert TuneSpec.search_over(None, "vae", options, vary=vary).search.trials == 6
+    with pytest.raises(SpecError, match="a grid runs all of its 6 configurations; leave out --trials"):
+        TuneSpec.search_over(None, "vae", {**options, "search.trials": 4}, vary=vary)
+
+
+def test_a_space_and_vary_are_two_ways() -> None:
+    with pytest.raises(SpecError, match="type one of them"):
+        TuneSpec.search_over("vae", "vae", {}, vary={"model.latent_dim": "4,8"})

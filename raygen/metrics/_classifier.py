@@ -3,7 +3,7 @@
 Its features suit the data set as Inception's cannot (Naeem et al. 2020, "Reliable fidelity and diversity metrics",
 section 4). Three strided 3×3 convolutions with GroupNorm over images resized to 32×32; the features are the 128
 means over the last one's positions. Trained on the CPU from a fixed seed, so that a cached file is all that differs
-between machines; its held-out accuracy and the digest of its weights go with every value over it.
+between machines; its accuracy on validation images and the digest of its weights go with every value over it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier:
-    """A trained network, the share of held-out images that it classifies rightly, and what it was trained on."""
+    """A trained network, the share of validation images that it classifies rightly, and what it was trained on."""
 
     network: Network
     accuracy: float

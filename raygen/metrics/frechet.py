@@ -1,4 +1,4 @@
-"""Fréchet distance between held-out images and as many samples, over a feature network.
+"""Fréchet distance between images and samples, over a feature network; its bias falls as there are more of them.
 
 d² = |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) between Gaussians fitted to the features of both sets (Heusel et
 al. 2017, "GANs trained by a two time-scale update rule"). Over the `inception` network it is FID. A training is

@@ -1,4 +1,4 @@
-"""Kernel distance (KID) between held-out images and as many samples, over a feature network.
+"""Kernel distance (KID) between images and samples, over a feature network.
 
 Unbiased estimate of the squared maximum mean discrepancy under k(x, y) = (xᵀy / F + 1)³ (Bińkowski et al. 2018,
 "Demystifying MMD GANs", section 4), over all pairs rather than an average over random subsets: the same expected

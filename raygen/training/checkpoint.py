@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file that holds the last state and the best weights, written whole or not at all.
 
 Its tensors are `model.*`, the weights to go on from; `average.*`, their moving average where the spec asks for one;
-`optimizer.<phase>.<parameter>.<moment>`; and `best.*`, the weights that were best on held-out images. Its metadata
+`optimizer.<phase>.<parameter>.<moment>`; and `best.*`, the weights that were best on validation images. Its metadata
 holds where the training stands. A checkpoint is written beside the old one, flushed to the disk and renamed over it.
 """
 

@@ -1,4 +1,4 @@
-"""Judging a model on held-out images."""
+"""Judging a model on images that its training does not see."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Health: whether a training that still runs has stopped learning, told by name at the end of an epoch.
 
-- mode collapse: samples cover next to none of the held-out images (coverage, Naeem et al. 2020, over `random`)
+- mode collapse: samples cover next to none of the validation images (coverage, Naeem et al. 2020, over `random`)
 - discriminator saturation: the discriminator's loss has all but reached its lowest value
 - posterior collapse: hardly a latent unit is active (Burda et al. 2016)
 

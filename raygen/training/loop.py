@@ -53,7 +53,7 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One finished epoch (counted from 1): means over its steps, and metrics on held-out images (`val_…`)."""
+    """One finished epoch (counted from 1): means over its steps, and metrics on validation images (`val_…`)."""
 
     epoch: int
     step: int

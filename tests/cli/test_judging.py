@@ -44,8 +44,9 @@ def compared(runner: CliRunner, command: str) -> Result:
 def test_all_suitable_metrics_are_on_the_card(
     trained: CliRunner, trained_storage: Path, digits: Dataset, model: str
 ) -> None:
-    printed = judged(trained, f"evaluate {model} --images 100 --seed 3")
     best = trained_storage / model / "best" / "1"
+    (best / "evaluation.json").unlink(missing_ok=True)  # which may hold another test's values on the test part
+    printed = judged(trained, f"evaluate {model} --images 100 --seed 3")
     card = EvaluationCard.model_validate_json((best / "evaluation.json").read_text())
     assert card.model_dump(mode="json") == printed
     loaded = raygen.load(model, storage=trained_storage)
@@ -158,10 +159,32 @@ def test_the_first_metric_ranks_and_what_does_not_suit_is_a_dash(trained: CliRun
     lines = table.stdout.splitlines()
     assert [line.split()[1] for line in lines[1:]] == list(ranking)
     assert lines[-1].split()[-2] == "–"
-    assert (
-        "100 validation images of digits, 100 samples against 100 validation images over the network random, seed 2"
-        in (table.stderr)
-    )
+    said = "100 validation images of digits, 100 samples against 100 validation images over the network random, seed 2"
+    assert said in table.stderr
+    real = ranking["gan"]["val_frechet"]["real_against_real"]
+    assert f"; real: 100 other images in their place: frechet {real:.4g}" in table.stderr
+
+
+def test_a_comparison_on_test_images_names_its_values_so(trained: CliRunner) -> None:
+    found = judged(trained, "compare vae gan --metrics frechet --split test --samples 90")
+    assert found["metrics"] == ["test_frechet"]
+    for each in found["ranking"]:
+        value = each["values"]["test_frechet"]
+        assert (value["split"], value["reference"], value["images"], value["samples"]) == ("test", "test", 180, 90)
+    table = compared(trained, "compare vae gan --metrics frechet --split test --samples 90")
+    assert "180 test images of digits, 90 samples against 180 test images over" in table.stderr
+
+
+def test_an_evaluation_on_one_part_keeps_the_card_of_the_other(trained: CliRunner, trained_storage: Path) -> None:
+    judged(trained, "evaluate gan --metrics frechet --images 60")
+    said = compared(trained, "evaluate gan --metrics frechet --split test --reference train --samples 50")
+    assert "gan on test images of digits" in said.stderr
+    assert "50 samples against 1437 training images" in said.stderr
+    card = EvaluationCard.model_validate_json((trained_storage / "gan/best/1/evaluation.json").read_text())
+    assert {name: (value.split, value.images) for name, value in card.values.items()} == {
+        "val_frechet": ("validation", 60),
+        "test_frechet": ("test", 1437),
+    }
 
 
 def test_a_comparison_says_what_an_evaluation_says(trained: CliRunner) -> None:
@@ -243,6 +266,12 @@ def test_runs_on_other_data_are_refused(models: dict[str, TrainedModel], digits:
     split = TrainedModel(vae.model, vae.spec.with_settings({"data.validation_fraction": 0.2}), {})
     with pytest.raises(SpecError, match=r"data.validation_fraction is 0.1 and 0.2"):
         comparison.check_data({"ae": ae, "vae": split})
+    changed = TrainedModel(vae.model, vae.spec, {"data": {"digest": "0123"}})
+    with pytest.raises(
+        SpecError, match=r"ae and vae cannot be compared: they were trained on different images"
+    ) as told:
+        comparison.check_data({"ae": ae, "vae": changed})
+    assert "\n" not in str(told.value)
     comparison.check_data(models)
 
 

@@ -83,19 +83,22 @@ def test_an_extended_search_keeps_what_it_has_and_goes_on(queue: Queue) -> None:
 
 
 def test_the_best_configurations_are_run_again_on_further_seeds(queue: Queue) -> None:
-    options = "--trials 3 --epochs 2 --replicates 2 --set search.keep_best=2 --name repeated"
+    options = "--trials 3 --epochs 2 --replicates 2 --set search.keep_best=2 --name repeated"  # two fresh seeds each
     done = queue.raygen("tune", "ae", *options.split())
     assert done.returncode == 0, done.stderr
     run = queue.run("repeated")
     replicates = [trial for trial in run.trials() if trial.replicate_of is not None]
-    assert len(replicates) == 2
-    assert [trial.status().state for trial in replicates] == ["finished"] * 2
+    assert len(replicates) == 4
+    assert [trial.status().state for trial in replicates] == ["finished"] * 4
     first, second, *_ = run.records()
     assert {trial.replicate_of for trial in replicates} == {first.number, second.number}
     assert first.mean is not None
     assert second.mean is not None
     assert first.mean <= second.mean
     assert " ± " in done.stdout
+    assert f"test_mse {run.summary()['test']['best']['value']:.5g}" in done.stderr
+    assert "over 2 fresh seeds) on 180 test images; " in done.stderr
+    assert "the defaults" in done.stderr
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median", "fifo"])
@@ -107,13 +110,15 @@ def test_a_search_ends_well_whatever_its_trials_come_to(scheduler: str, queue: Q
         '[parameters]\n"model.discriminator_lr_scale" = { choice = [1.0, 1e-3, 1e12] }\n'
     )
     name = f"mixed-{scheduler}"
-    fixed = "--set training.batch_size=32 --set model.width=8 --set search.grace_fraction=0.6 --cpus-per-trial 2"
-    options = f"{fixed} --search grid --set search.scheduler={scheduler} --epochs 40 --name {name}"
+    health = "--set health.grace_steps=100 --set health.patience_epochs=3"
+    fixed = "--set training.batch_size=32 --set model.width=8 --set search.grace_fraction=0.9 --cpus-per-trial 2"
+    options = f"{fixed} {health} --search grid --scheduler {scheduler} --epochs 16 --name {name}"
     assert queue.raygen("tune", "gan", "--space", str(space), *options.split(), "--detach").returncode == 0
     queue.wait_for(name, State.RUNNING)
     run = queue.run(name)
     wait_until(lambda: bool(run.trials()) and len(run.trials()[0].epochs()) >= 2, "two epochs of the first trial")
-    assert queue.raygen("cancel", name, "--wait").returncode == 0
+    assert queue.raygen("cancel", name).returncode == 0
+    queue.wait_for(name, State.CANCELLED)
     cancelled = run.trials()[0]
     assert cancelled.status().state == "interrupted"
     done_before = len(cancelled.epochs())
@@ -125,8 +130,8 @@ def test_a_search_ends_well_whatever_its_trials_come_to(scheduler: str, queue: Q
         for scale in (1.0, 1e-3, 1e12)
     )
     assert healthy.number == 1, "the defaults come first"
-    assert (healthy.state, healthy.epoch) == ("finished", 40)
-    assert done_before < 40
+    assert (healthy.state, healthy.epoch) == ("finished", 16)
+    assert done_before < 16
     assert (collapsed.state, collapsed.reason.partition(":")[0]) == ("stopped", "mode collapse")
     assert collapsed.objective is not None
     assert (diverged.state, diverged.epoch, diverged.objective) == ("failed", 0, None)
