@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from raygen.comparison import Compared
     from raygen.data import Dataset
     from raygen.results import TrainedModel
+    from raygen.spread import Difference
 
 IS_SAMPLES = 5000
 LIKELIHOOD = "val_is_log_likelihood"
@@ -124,32 +125,36 @@ def compare(
         for name, trained in loaded.items()
     }
     dataset = api.load_images(next(iter(loaded.values())), all_classes=True)
-    ranked = comparison.compare(
-        candidates,
-        dataset,
-        names,
-        evaluation.Protocol(
-            split=split,
-            images=images,
-            samples=samples,
-            reference=reference,
-            network=network,
-            seed=seed,
-            fid_weights=fid_weights,
-        ),
+    protocol = evaluation.Protocol(
+        split=split,
+        images=images,
+        samples=samples,
+        reference=reference,
+        network=network,
+        seed=seed,
+        fid_weights=fid_weights,
     )
-    _show(ranked, [reported(name, split) for name in names], output)
+    ranked = comparison.compare(candidates, dataset, names, protocol)
+    reported_names = [reported(name, split) for name in names]
+    _show(ranked, reported_names, comparison.differences(ranked, reported_names[0], protocol), output)
     if picture is not None:
         pictures.save(comparison.picture(ranked, seed), picture)
         console.say(f"a row of samples of each in {picture}")
 
 
-def _show(ranked: list[Compared], names: list[str], output: options.Output) -> None:
+def _show(ranked: list[Compared], names: list[str], differences: list[Difference], output: options.Output) -> None:
     if output == "json":
-        console.show_json({"metrics": names, "ranking": [each.as_json() for each in ranked]})
+        ranking = [each.as_json() for each in ranked]
+        console.show_json(
+            {"metrics": names, "ranking": ranking, "differences": [each.as_json() for each in differences]}
+        )
         return
     console.show(render.comparison_table(ranked, names))
     console.say(render.circumstances(ranked))
+    for place, each in enumerate(differences):
+        # Between the first two it decides what to take; of the others only what the order does not show is said.
+        if place == 0 or each.is_within:
+            console.say(render.difference(each))
 
 
 def _names(metrics: str | None) -> list[str]:

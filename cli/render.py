@@ -16,10 +16,13 @@ from raygen.errors import RECURRING
 from raygen.plan import Plan
 from raygen.queue.job import Attempt, Event, Job
 from raygen.runs import Run, Status, TrialRecord, field_of
+from raygen.search_insight import ROUGH_BELOW, SearchInsight
+from raygen.space import Choice
 
 if TYPE_CHECKING:
     from raygen.comparison import Compared
     from raygen.evaluation import EvaluationCard, Value
+    from raygen.spread import Difference
 
 ALWAYS_SHOWN = ("optimizer.lr", "training.batch_size", "model.latent_dim")
 STATE_STYLES = {
@@ -64,6 +67,28 @@ def trial_table(run: Run, records: Sequence[TrialRecord]) -> Table:
             state(record.state, why_ended(record)),
         )
     return table
+
+
+def insight_table(insight: SearchInsight) -> Table:
+    """A row for each parameter of a search, the most important first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("parameter", overflow="fold", min_width=12)
+    table.add_column("importance", justify="right")
+    table.add_column("searched", overflow="fold")
+    table.add_column(f"in the best {insight.best_trials}", overflow="fold")
+    for each in insight.parameters:
+        ends = each.distribution.choice if isinstance(each.distribution, Choice) else each.distribution.bounds
+        mark = ", " if each.is_choice else " … "
+        searched, best = (mark.join(_choice(value) for value in values) for values in (ends, each.best))
+        table.add_row(each.name, f"{100 * each.importance:.0f} %", searched, best)
+    return table
+
+
+def insight_basis(insight: SearchInsight, objective: str) -> str:
+    """What importances are of and judged by, in one line."""
+    left_out = f", {insight.left_out} without a value left out" if insight.left_out else ""
+    rough = "; from so few they are rough" if insight.trials < ROUGH_BELOW else ""
+    return f"importance: part of the variance of {insight.trials} trials' ranks by {objective}{left_out}{rough}"
 
 
 def why_ended(record: TrialRecord) -> str:
@@ -253,6 +278,16 @@ def _protocol(values: Sequence[Value]) -> str:
     )
 
 
+def difference(found: Difference) -> str:
+    """How far two models lie apart, and whether that is more than chance, in one line."""
+    relation = "within" if found.is_within else "beyond"
+    over = "images and seeds" if found.over_seeds else "images"
+    return (
+        f"{found.first} and {found.second} differ by {found.difference:.2g} in {found.name}, {relation} the spread "
+        f"(±{found.spread:.2g} over {over})"
+    )
+
+
 def _network(value: Value) -> str:
     """A feature network, and that its weights are not the canonical ones where that is so."""
     canonical = (value.network_facts or {}).get("canonical", True)
@@ -387,6 +422,11 @@ def _heading(path: str) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _choice(value: Any) -> str:
+    """A parameter's value; layer sizes are in brackets."""
+    return str(list(value)) if isinstance(value, (list, tuple)) else _number(value)
 
 
 def _trial(record: TrialRecord) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli import console, follow, options, render, thumbnails
+from raygen import files, search_insight, search_plot
 from raygen.errors import JobError
 from raygen.queue.job import Job
 from raygen.runs import Run
@@ -15,14 +16,23 @@ from raygen.site import Site
 
 Thumbnails = Annotated[bool, typer.Option("--images", help="Draw images of the best model, in a terminal.")]
 
+Why = Annotated[bool, typer.Option("--why", help="Each parameter's importance, and its range in the best trials.")]
+Plot = Annotated[
+    Path | None, typer.Option(metavar="PNG", help="Draw all trials: by epoch, by parameter and by what they cost.")
+]
+
 
 def show(
     job: options.RunName,
     images: Thumbnails = False,
+    why: Why = False,
+    plot: Plot = None,
     storage: options.Storage = None,
     output: options.OutputOption = "table",
 ) -> None:
     """Show a job: its trials with the best first, where the best checkpoints are, and what happened to it."""
+    if plot is not None:
+        files.check_writable(plot)
     site = Site(storage)
     queued = _in_queue(site, job)
     run = Run(Path(queued.folder)) if queued else Run.open(job, site.storage)
@@ -33,12 +43,22 @@ def show(
         reason = site.store.reasons([queued]).get(queued.id, queued.reason)
         title = render.state(queued.state, reason)
         events, attempts = list(site.store.events(queued)), list(site.store.attempts(queued))
+    insight = search_insight.of_run(run) if why else None
+    if plot is not None:
+        search_plot.save(run, plot)
     if output == "json":
         history = {**render.job_json(queued, reason), **render.history_json(events, attempts)} if queued else None
-        console.show_json({**run.summary(), "job": history})
+        learned = {"why": insight.as_json()} if insight else {}
+        console.show_json({**run.summary(), "job": history, **learned})
         return
     console.talk().print(f"{run.folder}: ", title, sep="", soft_wrap=True)
     follow.show_run(run, output=output)
+    if insight:
+        console.show("")
+        console.show(render.insight_table(insight))
+        console.say(render.insight_basis(insight, run.objective))
+    if plot is not None:
+        console.say(f"a picture of all trials in {plot}")
     if images:
         thumbnails.show(run)
     if events:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,7 @@ from raygen.data import Dataset
 from raygen.errors import SpecError
 from raygen.evaluation import EvaluationCard, Judge, Protocol
 from raygen.results import TrainedModel
+from raygen.spread import STANDARD_ERRORS, Difference, standard_error
 
 SAMPLES = 10
 """Samples of each model in the picture."""
@@ -26,6 +29,8 @@ class Compared:
     name: str
     trained: TrainedModel
     card: EvaluationCard
+    without_groups: Sequence[float] | None
+    """The value that decides without each group of images and samples (raygen.spread); None if it has no spread."""
 
     def value(self, name: str) -> float | None:
         """The value of that name on the card; none where the metric does not suit the model or is not finite."""
@@ -78,11 +83,54 @@ def compare(
         raise SpecError(f"none of these models can be judged by {deciding.name}: begin --metrics with another")
     judge = Judge(dataset, protocol)
     judged = [
-        Compared(name=name, trained=trained, card=judge.judge(trained, suitable[name]))
+        Compared(
+            name=name,
+            trained=trained,
+            card=judge.judge(trained, suitable[name]),
+            without_groups=judge.without_each_group(trained, wanted[0]) if wanted[0] in suitable[name] else None,
+        )
         for name, trained in models.items()
     ]
     sign, deciding_value = -1 if deciding.direction == "max" else 1, metrics.reported(deciding.name, protocol.split)
     return sorted(judged, key=lambda each: _rank(each.value(deciding_value), sign))
+
+
+def differences(ranked: Sequence[Compared], name: str, protocol: Protocol) -> list[Difference]:
+    """How far each model of a ranking lies from the next in the value that decided, beside what chance explains.
+
+    Pairs of which one has no value or no spread are left out.
+    """
+    found = []
+    for first, second in itertools.pairwise(ranked):
+        ours, theirs = first.value(name), second.value(name)
+        if ours is None or theirs is None or first.without_groups is None or second.without_groups is None:
+            continue
+        of_seeds = [_spread_over_seeds(each, name, protocol) for each in (first, second)]
+        parts = [standard_error(first.without_groups, second.without_groups), *filter(None, of_seeds)]
+        spread = STANDARD_ERRORS * math.hypot(*parts)
+        if math.isfinite(spread):
+            found.append(
+                Difference(
+                    first=first.name,
+                    second=second.name,
+                    name=name,
+                    difference=abs(ours - theirs),
+                    spread=spread,
+                    over_seeds=None not in of_seeds,
+                )
+            )
+    return found
+
+
+def _spread_over_seeds(compared: Compared, name: str, protocol: Protocol) -> float | None:
+    """The standard deviation of a value over its configuration's fresh seeds; None if it was run on one alone.
+
+    Trainings are judged over the random network, so a value over another one has no spread over seeds.
+    """
+    over_seeds = compared.trained.metrics.get("over_seeds", {}).get(name, {})
+    compares = compared.card.values[name].network is not None
+    spread: float | None = over_seeds.get("spread")
+    return None if compares and protocol.network != "random" else spread
 
 
 def _rank(value: float | None, sign: int) -> tuple[bool, float]:

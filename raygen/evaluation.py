@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from raygen import files, metrics
+from raygen import files, metrics, spread
 from raygen.data import Dataset, Part, Split
 from raygen.errors import SpecError
 from raygen.metrics import Direction, Evidence, HeldOut, Measurement, Metric, _classifier, _features, _inception
@@ -23,6 +23,8 @@ from raygen.results import TrainedModel, check_shape, held_out_part
 CARD = "evaluation.json"
 NETWORKS = ("random", "classifier", "inception")
 CHUNK_IMAGES = 500
+FEWEST_TO_GROUP = 40
+"""Images or samples below which no spread is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,25 @@ class Judge:
             train_s=trained.metrics.get("train_s"),
             values={metrics.reported(metric.name, self.protocol.split): values[metric.name] for metric in chosen},
         )
+
+    @torch.no_grad()
+    def without_each_group(self, trained: TrainedModel, name: str) -> list[float] | None:
+        """A metric that suits the model without each group of images and samples (raygen.spread); raises as `judge`.
+
+        None if the metric neither compares samples with images nor is a mean over images, or there are too few.
+        """
+        metric = _suitable(name, trained)
+        model = _judged(metric, trained)
+        assert model is not None, "a metric that does not suit the model was refused"
+        if metric.compare is not None:
+            real = self._real_images(trained)
+            made = _features.of_samples(model, real.samples, self.protocol.seed, real.network)
+            enough = min(len(real.features), len(made)) >= FEWEST_TO_GROUP
+            return spread.without_each_group(metric.compare, real.features, made) if enough else None
+        images = self._evidence(trained, self._of_its_class(trained)).images
+        if not metric.mean_over_images or metric.compute is None or len(images) < FEWEST_TO_GROUP:
+            return None
+        return spread.mean_without_each_group(metric.compute, model, images, self.protocol.seed)
 
     def _of_its_class(self, trained: TrainedModel) -> Dataset:
         """The images of the class that the model was trained on, or of all."""

@@ -245,6 +245,7 @@ def _fill(folder: Path, run: Run, configuration: _Configuration, dataset: data.D
         "validation_images": best.validation.images,
         "test": vars(judgement.test) if judgement and judgement.test else None,
         "configuration": configuration.number,
+        "over_seeds": run.over_seeds(run.trial(configuration.number)),
         "parameters": trial.parameters,
         "image_shape": list(dataset.shape),
         "data": _about(dataset),

@@ -554,6 +554,14 @@ class Run:
             return "there are no test images"
         return "the run was stopped before its end"
 
+    def over_seeds(self, original: Trial) -> dict[str, dict[str, Any]]:
+        """Mean, spread and number of what a configuration's fresh seeds reached, by the name of the value."""
+        fresh = [trial.record(self.objective) for trial in self.replicates(original)]
+        return {
+            self.objective: _spread([record.objective for record in fresh]),
+            reported(self.objective, "test"): _spread([record.test for record in fresh]),
+        }
+
     def _best_facts(self) -> dict[str, Any]:
         """What is written down of the very best; nothing while there is none."""
         places = self.best_places()

@@ -21,8 +21,11 @@ LAYERS = [
     ["cluster"],
     ["comparison"],
     ["evaluation", "queue"],
+    ["spread"],
     ["prior"],
     ["inspection"],
+    ["search_plot"],
+    ["search_insight"],
     ["proposals", "stopping"],
     ["results", "study"],
     ["runs"],
@@ -56,6 +59,8 @@ LIGHT = [
     "raygen/cluster/probe.py",
     "raygen/cluster/service.py",
     "raygen/runs.py",
+    "raygen/search_insight.py",
+    "raygen/search_plot.py",
     "raygen/site.py",
     "raygen/space.py",
     "raygen/spec.py",
@@ -66,7 +71,7 @@ LIGHT = [
     "raygen/models/__init__.py",
     "raygen/models/_options.py",
 ]
-HEAVY = {"ray", "sklearn", "torch", "torchvision"}
+HEAVY = {"matplotlib", "optuna", "ray", "sklearn", "torch", "torchvision"}
 
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 

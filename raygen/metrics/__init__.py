@@ -5,6 +5,7 @@ must be able to do (`REQUIRES`, a protocol of raygen.models._base), and has one 
 
 - `compute(model, images, seed)`: one number, for images [N, C, H, W] in [0, 1] on the model's device. Without it
   only an evaluation can ask for the metric, as it needs labels or a classifier: no training can be judged by it.
+  With `MEAN_OVER_IMAGES = True` it is a mean over images that are looked at one by one.
 - `compare(real, made)`: one number from features [N, F] of images and [M, F] of samples, over any network.
 - `measure(model, evidence)`: the number with the details that an evaluation card shows beside it. With
   `ALL_CLASSES = True` it also sees images of classes that the model was not trained on.
@@ -66,6 +67,7 @@ class Metric:
     compare: Callable[[Tensor, Tensor], float] | None = None
     measure: Callable[[Model, Evidence], Measurement] | None = None
     all_classes: bool = False
+    mean_over_images: bool = False
 
     def is_better(self, value: float, than: float) -> bool:
         """Whether `value` beats `than` in this metric's direction."""
@@ -102,4 +104,5 @@ def find(name: str) -> Metric:
         compare=getattr(module, "compare", None),
         measure=getattr(module, "measure", None),
         all_classes=getattr(module, "ALL_CLASSES", False),
+        mean_over_images=getattr(module, "MEAN_OVER_IMAGES", False),
     )

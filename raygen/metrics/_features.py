@@ -1,15 +1,16 @@
 """Feature networks: what Fréchet distance, KID and the neighbour metrics compare images by.
 
 A value means something only together with its network. `random` is a frozen random network, for any image: three
-strided 3×3 convolutions with fixed random orthogonal weights and a fixed random projection to 64 features, as
-Naeem et al. 2020, "Reliable fidelity and diversity metrics", argue for domains far from ImageNet. `classifier`
-(`_classifier.py`) is trained on the data set's labels; `inception` (`_inception.py`) is that of published FIDs.
+strided 3×3 convolutions with GroupNorm and fixed random orthogonal weights, and a fixed random projection of the last
+two to 256 features, as Naeem et al. 2020, "Reliable fidelity and diversity metrics", argue for domains far from
+ImageNet (how well it ranks: docs/decisions/016-the-random-network.md). `classifier` (`_classifier.py`) is trained on
+the data set's labels; `inception` (`_inception.py`) is that of published FIDs.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -24,8 +25,13 @@ from raygen.models._base import Model, Sampler
 CHUNK_IMAGES = 500
 SIDE = 32
 RANDOM_CHANNELS = (3, 32, 64, 128)
-RANDOM_FEATURES = 64
+RANDOM_LAYERS = 2
+RANDOM_GROUPS = 8
+RANDOM_FEATURES = 256
 RANDOM_SEED = 0
+SMALLEST_VARIANCE = 1e-3  # added to a group's variance, so that a plain image's rounding errors are not enlarged
+RANDOM_VERSION = 2
+"""Of the random network: values over one version compare with no value over another."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,26 +87,50 @@ def prepared(images: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def random_network() -> FeatureNetwork:
-    """The frozen random network, the same in every version of Raygen."""
-    network = _random_layers()
+    """The frozen random network; what changes it raises RANDOM_VERSION, which every value's card has."""
+    network = RandomNetwork(RANDOM_CHANNELS, RANDOM_FEATURES, layers=RANDOM_LAYERS, groups=RANDOM_GROUPS)
 
     def extract(images: Tensor) -> Tensor:
-        found: Tensor = network.to(images.device)(prepared(images))
+        found: Tensor = network.to(images.device)(images)
         return found
 
-    return FeatureNetwork(name="random", extract=extract)
+    return FeatureNetwork(name="random", extract=extract, facts={"version": RANDOM_VERSION})
 
 
-def _random_layers() -> nn.Sequential:
-    # RandomState's stream is frozen by NumPy's policy, so the weights are the same in every version.
-    random = np.random.RandomState(RANDOM_SEED)
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(RANDOM_CHANNELS):
-        convolution = nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=False)
-        layers += [_with_orthogonal_weight(convolution, random), nn.LeakyReLU(0.2)]
-    flat = RANDOM_CHANNELS[-1] * (SIDE // 2 ** (len(RANDOM_CHANNELS) - 1)) ** 2
-    projection = _with_orthogonal_weight(nn.Linear(flat, RANDOM_FEATURES, bias=False), random)
-    return nn.Sequential(*layers, nn.Flatten(), projection).eval().requires_grad_(False)
+class RandomNetwork(nn.Module):
+    """Images [B, C, H, W] in [0, 1] to features [B, `features`] by strided convolutions that are never trained.
+
+    The outputs of the last `layers` convolutions, side by side, are projected. With `groups`, each is normalised over
+    so many groups of channels (Wu & He 2018, "Group normalization"): an image then counts by its shapes more than by
+    its contrast, which a blurred one lacks everywhere.
+    """
+
+    def __init__(self, channels: Sequence[int], features: int, *, layers: int, groups: int | None) -> None:
+        super().__init__()
+        # RandomState's stream is frozen by NumPy's policy, so the weights are the same in every version.
+        random = np.random.RandomState(RANDOM_SEED)
+        convolutions = [
+            _with_orthogonal_weight(nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=False), random)
+            for inputs, outputs in itertools.pairwise(channels)
+        ]
+        sides = [SIDE // 2 ** (place + 1) for place in range(len(convolutions))]
+        sizes = [width * side**2 for width, side in zip(channels[1:], sides, strict=True)]
+        self.convolutions = nn.ModuleList(convolutions)
+        self.projection = _with_orthogonal_weight(nn.Linear(sum(sizes[-layers:]), features, bias=False), random)
+        self.layers = layers
+        self.groups = groups
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, F]."""
+        outputs = [prepared(images)]
+        for convolution in self.convolutions:
+            found = convolution(outputs[-1])
+            if self.groups is not None:
+                found = F.group_norm(found, self.groups, eps=SMALLEST_VARIANCE)
+            outputs.append(F.leaky_relu(found, 0.2))
+        projected: Tensor = self.projection(torch.cat([each.flatten(1) for each in outputs[-self.layers :]], dim=1))
+        return projected
 
 
 def _with_orthogonal_weight(layer: nn.Conv2d | nn.Linear, random: np.random.RandomState) -> nn.Conv2d | nn.Linear:

@@ -13,6 +13,7 @@ from raygen.models._base import LikelihoodModel, Model
 
 DIRECTION = "max"
 REQUIRES = LikelihoodModel
+MEAN_OVER_IMAGES = True
 CHUNK_IMAGES = 500
 
 

@@ -18,6 +18,7 @@ from raygen.models._base import LatentVariableModel, Model, derived_seed
 
 DIRECTION = "max"
 REQUIRES = LatentVariableModel
+MEAN_OVER_IMAGES = True
 TRAINING_SAMPLES = 64
 CHUNK_IMAGES = 50
 BLOCK_NUMBERS = 2**22  # pixels decoded at a time: 16 MiB in float32

@@ -13,6 +13,7 @@ from raygen.models._base import GaussianEncoder, Model
 
 DIRECTION = "min"
 REQUIRES = GaussianEncoder
+MEAN_OVER_IMAGES = True
 
 
 def compute(model: Model, images: Tensor, seed: int) -> float:

@@ -9,6 +9,7 @@ from raygen.models._base import Model, Reconstructor
 
 DIRECTION = "min"
 REQUIRES = Reconstructor
+MEAN_OVER_IMAGES = True
 CHUNK_IMAGES = 500
 
 

@@ -12,6 +12,7 @@ from raygen.models._base import Model, Reconstructor
 
 DIRECTION = "max"
 REQUIRES = Reconstructor
+MEAN_OVER_IMAGES = True
 CHUNK_IMAGES = 500
 SMALLEST_ERROR = 1e-10
 

@@ -13,6 +13,7 @@ from raygen.models._base import LatentVariableModel, Model
 
 DIRECTION = "max"
 REQUIRES = LatentVariableModel
+MEAN_OVER_IMAGES = True
 CHUNK_IMAGES = 500
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -193,6 +194,45 @@ def test_a_comparison_says_what_an_evaluation_says(trained: CliRunner) -> None:
         assert alone["values"] == each["values"]
     values = [each["values"]["val_coverage"]["value"] for each in together["ranking"]]
     assert values == sorted(values, reverse=True), "coverage is better higher"
+
+
+def test_a_difference_is_told_beside_the_spread(trained: CliRunner) -> None:
+    found = judged(trained, "compare ae vae --metrics mse")["differences"]
+    values = [judged(trained, f"evaluate {run} --metrics mse")["values"]["val_mse"]["value"] for run in ("ae", "vae")]
+    [difference] = found
+    assert difference["difference"] == pytest.approx(abs(values[0] - values[1]))
+    assert 0 < difference["spread"] < difference["difference"], "an autoencoder's reconstructions are clearly better"
+    assert (difference["name"], difference["within_spread"], difference["over_seeds"]) == ("val_mse", False, False)
+    said = compared(trained, "compare ae vae --metrics mse").stderr
+    assert "ae and vae differ by " in said
+    assert " in val_mse, beyond the spread (±" in said
+
+
+def test_models_alike_are_within_the_spread(trained: CliRunner, trained_storage: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained_storage / "gan" / "best" / "1", tmp_path / "twin")
+    said = compared(trained, "compare gan twin --metrics frechet").stderr
+    assert "gan and twin differ by 0 in val_frechet, within the spread (±0 over images)" in said
+
+
+def test_what_is_neither_a_mean_nor_a_comparison_has_no_spread(trained: CliRunner) -> None:
+    assert judged(trained, "compare ae vae --metrics compression --images 100")["differences"] == []
+    assert judged(trained, "compare ae vae --metrics mse --images 30")["differences"] == [], "too few images"
+
+
+def test_the_spread_over_seeds_is_part_of_it(models: dict[str, TrainedModel], digits: Dataset) -> None:
+    protocol = Protocol(images=100)
+    over_seeds = {"val_mse": {"mean": 0.5, "spread": 0.3, "seeds": 3}}
+    of_seeds = {name: replace(models[name], metrics={"over_seeds": over_seeds}) for name in ("ae", "vae")}
+    mixed = {"ae": of_seeds["ae"], "vae": models["vae"]}
+    told = []
+    for pair in ({name: models[name] for name in ("ae", "vae")}, mixed, of_seeds):
+        ranked = comparison.compare(pair, digits, ["val_mse"], protocol)
+        told += comparison.differences(ranked, "val_mse", protocol)
+    assert [each.over_seeds for each in told] == [False, False, True]
+    images = told[0].spread
+    assert told[1].spread == pytest.approx(math.hypot(images, 2 * 0.3))
+    assert told[2].spread == pytest.approx(math.hypot(images, 2 * 0.3 * math.sqrt(2)))
+    assert told[2].is_within
 
 
 def test_a_mixture_is_for_those_without_a_prior_and_the_table_says_so(trained: CliRunner) -> None:
