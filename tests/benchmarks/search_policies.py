@@ -220,7 +220,7 @@ def _rays_rule(spec: TuneSpec) -> Stop:
 
     def stops(number: int, curve: list[float], others: list[list[float]]) -> bool:
         trial = SimpleNamespace(trial_id=str(number))
-        return bracket.on_result(trial, len(curve), -curve[-1]) == "STOP"
+        return bool(bracket.on_result(trial, len(curve), -curve[-1]) == "STOP")
 
     return stops
 
