@@ -35,7 +35,7 @@ class EarlyStopping:
         better = sum(1 for value in shown if value != own and self._best(value, own) == value)
         if self._search.scheduler == "median":
             return len(shown) >= MEDIAN_OF_AT_LEAST and self._best(own, statistics.median(shown)) != own
-        return better >= math.ceil((len(shown) + 1) / self._search.reduction_factor)
+        return better >= max(1, (len(shown) + 1) // self._search.reduction_factor)
 
 
 def rungs(search: SearchOptions, epochs: int) -> list[int]:
