@@ -82,7 +82,7 @@ def test_the_defaults_run_to_their_end_however_they_start(tmp_path: Path) -> Non
 
 def test_a_trial_that_was_extended_is_not_stopped_at_its_first_new_epoch(tmp_path: Path) -> None:
     """Of 30 epochs the twelfth ends at a rung."""
-    run = search(tmp_path / "storage", SPACE, epochs=11, trials=10)
+    run = search(tmp_path / "storage", SPACE, epochs=11, trials=10, grace_fraction=0.1)
     for number, value in enumerate(RATES):
         add_trial(run, {"model.latent_dim": 20 + number}, [value] * 11)
     run.extend(run.spec().with_settings({"training.epochs": 30}))
