@@ -39,7 +39,7 @@ class Policy:
 
 POLICIES = {
     # Running trials count as bad ones, so that several at a time do not all try the same place.
-    "optuna": Policy(sampler=lambda seed: TPESampler(seed=seed, multivariate=True, n_startup_trials=6), around=5),
+    "optuna": Policy(sampler=lambda seed: TPESampler(seed=seed, multivariate=True, n_startup_trials=4), around=3),
     "random": Policy(sampler=lambda seed: RandomSampler(seed=seed)),
     # A grid leaves nothing to choose.
     "grid": Policy(sampler=lambda seed: RandomSampler(seed=seed)),

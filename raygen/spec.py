@@ -234,7 +234,7 @@ class SearchOptions(BaseModel, frozen=True, extra="forbid"):
         "asha", description="asha: successive halving; median: stop below the median; fifo: stop nothing"
     )
     grace_fraction: float = Field(0.05, gt=0, le=1, description="part of the epochs before a trial may be stopped")
-    reduction_factor: int = Field(2, ge=2, description="asha goes on with one trial in so many at each rung")
+    reduction_factor: int = Field(3, ge=2, description="asha goes on with one trial in so many at each rung")
     keep_best: int = Field(3, ge=1, description="best checkpoints to collect")
     replicates: int = Field(0, ge=0, description="fresh seeds that the configurations of the best are run on too")
 

@@ -246,7 +246,7 @@ def contenders() -> list[Contender]:
     samplers: dict[str, Callable[[int], BaseSampler]] = {
         "random": random,
         "TPE": tpe(10, multivariate=False),
-        "multivariate TPE": tpe(6, multivariate=True),
+        "multivariate TPE": tpe(4, multivariate=True),
         "GP": gaussian_process,
     }
     found = [
@@ -260,7 +260,7 @@ def contenders() -> list[Contender]:
         )
     ]
     for name, sampler in samplers.items():
-        for start, defaults_first, around in (("", False, 0), (", defaults", True, 0), (", around", True, 5)):
+        for start, defaults_first, around in (("", False, 0), (", defaults", True, 0), (", around", True, 3)):
             policy = Policy(sampler=sampler, around=around)
             found.append(
                 Contender(
