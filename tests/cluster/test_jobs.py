@@ -195,7 +195,7 @@ def test_following_a_log_prints_every_line_once(queue: Queue) -> None:
     assert following.returncode == 0
     assert queue.job("chatty").state is State.SUCCEEDED
     assert printed == queue.run("chatty").log.read_text()
-    assert printed.count("A new study created") == 1
+    assert printed.count("View detailed results here") == 1
     assert queue.raygen("logs", "chatty", "-n", "2").stdout.splitlines() == printed.splitlines()[-2:]
     assert queue.raygen("logs", "chatty", "--since", "1d").stdout == printed
     assert queue.raygen("logs", "chatty", "--since", "0s").stdout == ""
