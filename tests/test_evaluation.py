@@ -61,7 +61,7 @@ def test_every_suitable_metric_gets_its_value_and_circumstances(
         assert (value.images, value.split, value.seed) == (100, "validation", 3)
         assert value.direction == metrics.find(metric).direction
         assert value.network == ("random" if metrics.find(metric).compare else None)
-        assert value.network_facts == ({} if value.network else None)
+        assert value.network_facts == ({"version": 2} if value.network else None)
         compared = (value.reference, value.samples, value.real_samples)
         assert compared == (("validation", 100, 100) if value.network else (None, None, None))
 
