@@ -82,18 +82,21 @@ def main() -> None:
 
 def configurations(family: str, count: int) -> list[dict[str, Any]]:
     """The defaults, then `count` - 1 points of the space: three from all of it, then one from around the defaults."""
-    recording = RECORDINGS[family]
-    spec = TrainSpec.create(family, recording.settings)
-    defaults = {
+    recording, first = RECORDINGS[family], defaults(family)
+    points = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(count - 1).tolist()
+    return [first] + [
+        _configuration(recording, point, near=first if index % 4 == 3 else None) for index, point in enumerate(points)
+    ]
+
+
+def defaults(family: str) -> dict[str, Any]:
+    """The family's own values of what the recordings vary."""
+    spec = TrainSpec.create(family, RECORDINGS[family].settings)
+    return {
         "optimizer.lr": spec.optimizer.lr,
         "training.batch_size": spec.training.batch_size,
         "model.latent_dim": spec.model.latent_dim,
     }
-    points = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(count - 1).tolist()
-    return [defaults] + [
-        _configuration(recording, point, near=defaults if index % 4 == 3 else None)
-        for index, point in enumerate(points)
-    ]
 
 
 def _configuration(recording: Recording, point: list[float], *, near: dict[str, Any] | None) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from raygen.proposals import POLICIES, Policy, Proposals
 from raygen.runs import TrialRecord
 from raygen.spec import TuneSpec
 from raygen.stopping import EarlyStopping
+from tests.benchmarks import record_curves
 from tests.benchmarks.record_curves import FOLDER, RECORDINGS
 
 COSTS = (4, 8, 16, 32)
@@ -60,9 +61,9 @@ class Recorded:
         self.values = [[sign * value for value in curve["values"]] for curve in curves]
         self.epoch_s = [np.diff([0.0, *curve["cpu_s"]]).tolist() for curve in curves]
         self.points = np.array([self.point(each) for each in self.parameters])
-        # The first configuration that was recorded is that of the defaults.
-        self.training_s = sum(self.epoch_s[0])
-        self.defaults_value = min(self.values[0])
+        defaults = self.parameters.index(record_curves.defaults(family))
+        self.training_s = sum(self.epoch_s[defaults])
+        self.defaults_value = min(self.values[defaults])
         self.best_value = min(min(values) for values in self.values if values)
 
     def point(self, parameters: dict[str, Any]) -> list[float]:
