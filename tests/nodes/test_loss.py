@@ -27,7 +27,7 @@ WORKER = "RayTrainWorker"
 SETTINGS: dict[str, Any] = {
     "model.arch": "conv",
     "model.width": 256,
-    "training.batch_size": 1600,
+    "training.batch_size": 1400,
     "training.epochs": 120,
     "optimizer.lr": 2e-5,
 }
