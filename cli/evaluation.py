@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import console, inspection, options, render
+from cli import cards, console, inspection, options
 from raygen import api, files
 from raygen.errors import SpecError
 from raygen.metrics import PREFIX, reported
@@ -85,8 +85,8 @@ def evaluate(
     if output == "json":
         console.show_json(card.model_dump(mode="json"))
         return
-    console.show(render.card_table(card))
-    console.say(f"{render.card_subject(card)}; card in {path}")
+    console.show(cards.card_table(card))
+    console.say(f"{cards.card_subject(card)}; card in {path}")
 
 
 def compare(
@@ -149,12 +149,12 @@ def _show(ranked: list[Compared], names: list[str], differences: list[Difference
             {"metrics": names, "ranking": ranking, "differences": [each.as_json() for each in differences]}
         )
         return
-    console.show(render.comparison_table(ranked, names))
-    console.say(render.circumstances(ranked))
+    console.show(cards.comparison_table(ranked, names))
+    console.say(cards.circumstances(ranked))
     for place, each in enumerate(differences):
         # Between the first two it decides what to take; of the others only what the order does not show is said.
         if place == 0 or each.is_within:
-            console.say(render.difference(each))
+            console.say(cards.difference(each))
 
 
 def _names(metrics: str | None) -> list[str]:

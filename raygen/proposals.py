@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import optuna
@@ -18,11 +18,9 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from raygen import metrics, study
 from raygen.models._base import derived_seed
+from raygen.runs import TrialRecord, field_of
 from raygen.space import Choice, Distribution, IntUniform, LogUniform, Quantised, Uniform
 from raygen.spec import Settings, TuneSpec
-
-if TYPE_CHECKING:
-    from raygen.runs import TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +61,7 @@ class Proposals:
         self._worst = -math.inf if maximises else math.inf
         seed = derived_seed(spec.seed, "search", begun) % 2**32
         self._random = np.random.RandomState(seed)
+        self._grid = grid(spec) if search.sampler == "grid" else []
         self._study = optuna.create_study(
             direction="maximize" if maximises else "minimize", sampler=self._policy.sampler(seed)
         )
@@ -94,7 +93,7 @@ class Proposals:
         """The configuration that is tried as the trial of that number, counted from 0, whatever others have shown."""
         search = self._spec.search
         if search.sampler == "grid":
-            return grid(self._spec)[number]
+            return self._grid[number]
         if not search.defaults_first:
             return None
         if number == 0:
@@ -116,7 +115,7 @@ def defaults(spec: TuneSpec) -> dict[str, Any]:
     """The spec as it stands: the value of each varied parameter, moved inside the bounds of the space."""
     values = spec.model_dump(mode="json", exclude={"search"})
     return {
-        path: _moved_inside(_field(values, path), distribution)
+        path: _moved_inside(field_of(values, path), distribution)
         for path, distribution in spec.search.space.parameters.items()
     }
 
@@ -128,12 +127,6 @@ def grid(spec: TuneSpec) -> list[dict[str, Any]]:
     points = [dict(zip(parameters, point, strict=True)) for point in itertools.product(*values)]
     first = defaults(spec) if spec.search.defaults_first else points[0]
     return sorted(points, key=lambda point: point != first)
-
-
-def _field(values: Any, path: str) -> Any:
-    for key in path.split("."):
-        values = values[key]
-    return values
 
 
 def _moved_inside(value: Any, distribution: Distribution) -> Any:
@@ -148,8 +141,7 @@ def _moved_inside(value: Any, distribution: Distribution) -> Any:
 
 def _middle(distribution: Uniform | LogUniform | Quantised | IntUniform) -> float:
     low, high = distribution.bounds
-    is_log = isinstance(distribution, LogUniform) or (isinstance(distribution, IntUniform) and distribution.log)
-    return math.sqrt(low * high) if is_log else (low + high) / 2
+    return math.sqrt(low * high) if distribution.is_log else (low + high) / 2
 
 
 def _nearest_choice(value: Any, choices: Sequence[Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from raygen.errors import RunError
 from raygen.metrics import PREFIX
 from raygen.runs import ENDED, Run, Trial, TrialRecord
 from raygen.search_insight import best_trials, span
-from raygen.space import Choice, Distribution, IntUniform, LogUniform
+from raygen.space import Choice, Distribution, IntUniform
 from raygen.spec import SearchOptions, TuneSpec
 from raygen.stopping import rungs
 
@@ -177,7 +177,7 @@ def _draw_parameter(axes: Axes, drawing: _Drawing, name: str, distribution: Dist
     axes.set(xlabel=name, ylabel=drawing.label)
 
 
-def _prepare_axis(axes: Axes, distribution: Distribution, best: tuple[Any, ...]) -> Any:
+def _prepare_axis(axes: Axes, distribution: Distribution, best: tuple[Any, ...]) -> Callable[[Any], float]:
     """Scale, ticks and coloured span of a parameter's axis; returns what gives a value its position."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -190,8 +190,7 @@ def _prepare_axis(axes: Axes, distribution: Distribution, best: tuple[Any, ...])
         return lambda value: choices.index(tuple(value) if isinstance(value, list) else value)
     low, high = distribution.bounds
     axes.axvspan(*best, color=BAND_COLOUR, zorder=0)
-    is_log = isinstance(distribution, LogUniform) or (isinstance(distribution, IntUniform) and distribution.log)
-    if is_log and high > WIDE_RATIO * low:
+    if distribution.is_log and high > WIDE_RATIO * low:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

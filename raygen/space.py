@@ -32,6 +32,11 @@ class _Interval(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         low, high = next(value for value in self.__dict__.values() if isinstance(value, tuple))
         return low, high
 
+    @property
+    def is_log(self) -> bool:
+        """Whether values are equally likely on a logarithmic scale."""
+        return False
+
     @model_validator(mode="after")
     def _check_order(self) -> _Interval:
         low, high = self.bounds
@@ -66,6 +71,11 @@ class LogUniform(_RealInterval, frozen=True):
 
     loguniform: tuple[Annotated[float, Field(gt=0)], float]
 
+    @property
+    def is_log(self) -> bool:
+        """Always."""
+        return True
+
 
 class Quantised(_Interval, frozen=True):
     """Real numbers from the first bound on in steps of `step`, up to the second."""
@@ -88,6 +98,11 @@ class IntUniform(_Interval, frozen=True):
 
     int: tuple[int, int]
     log: bool = False
+
+    @property
+    def is_log(self) -> bool:
+        """Whether the space says so."""
+        return self.log
 
     @model_validator(mode="after")
     def _check_log(self) -> IntUniform:

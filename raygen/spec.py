@@ -287,8 +287,7 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_grid(self) -> Self:
-        if self.search.sampler == "grid" and self.search.trials != self.search.space.grid_size():
-            size = self.search.space.grid_size()
+        if self.search.sampler == "grid" and self.search.trials != (size := self.search.space.grid_size()):
             raise SpecError(f"search.trials: a grid runs all of its {size} configurations; leave out --trials")
         return self
 

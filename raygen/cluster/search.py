@@ -116,20 +116,22 @@ class RungScheduler(FIFOScheduler):
         super().__init__()
         self._run = run
         self._searcher = searcher
-        self._first_is_defaults = spec.search.defaults_first
         self._stopping = EarlyStopping(spec.search, epochs=spec.training.epochs, direction=run.direction)
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """STOP or CONTINUE, after an epoch of a trial."""
         mine = self._searcher.trial(trial.trial_id)
-        # A search must not lose to its defaults: that trial runs to its end, whatever starts faster.
-        is_defaults = self._first_is_defaults and mine.number == 1
-        just_extended = mine.extended_from == result["epoch"] - 1
-        if is_defaults or just_extended or result["epoch"] not in self._stopping.rungs:
+        if result["epoch"] not in self._stopping.rungs or self._is_spared(mine, result["epoch"]):
             return str(FIFOScheduler.CONTINUE)
         others = [self._curve(other) for other in self._run.configurations() if other.number != mine.number]
         stops = self._stopping.should_stop(self._curve(mine), others)
         return str(FIFOScheduler.STOP if stops else FIFOScheduler.CONTINUE)
+
+    def _is_spared(self, trial: Trial, epoch: int) -> bool:
+        """Whether nothing stops it here: the defaults, which a search must not lose to, and a trial just extended."""
+        defaults = self._run.defaults()
+        is_defaults = defaults is not None and defaults.number == trial.number
+        return is_defaults or trial.extended_from == epoch - 1
 
     def _curve(self, trial: Trial) -> list[float]:
         return [line["metrics"][self._run.objective] for line in trial.epochs()]

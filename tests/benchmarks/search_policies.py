@@ -296,8 +296,11 @@ def main() -> None:
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     torch.set_num_threads(1)
     recorded = Recorded(options.family)
-    chosen = [each for each in contenders() if each.name in (options.only or [each.name])]
-    chosen = [each for each in chosen if each.name not in options.without]
+    chosen = [
+        each
+        for each in contenders()
+        if (options.only is None or each.name in options.only) and each.name not in options.without
+    ]
     console, columns = Console(width=120), [f"{cost}: {what}" for cost in COSTS for what in ("median", "tenth")]
     table = Table("policy", *columns, "trials", "distance", box=None, pad_edge=False)
     for contender in chosen:

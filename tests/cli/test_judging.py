@@ -19,7 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import raygen
-from cli import render
+from cli import cards
 from cli.main import app
 from raygen import comparison, data, evaluation, inspection, prior
 from raygen.data import Dataset
@@ -281,8 +281,8 @@ def test_tables_fit_their_terminal(models: dict[str, TrainedModel], digits: Data
     named = {f"{name}-digits-20261120-173308": model for name, model in models.items()}
     ranked = comparison.compare(named, digits, names, Protocol(network="classifier", images=50))
     console = Console(width=columns, file=io.StringIO())
-    console.print(render.comparison_table(ranked, names))
-    console.print(render.card_table(ranked[0].card))
+    console.print(cards.comparison_table(ranked, names))
+    console.print(cards.card_table(ranked[0].card))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert all(len(line) <= columns for line in text.splitlines())
