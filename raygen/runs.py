@@ -61,6 +61,8 @@ PICTURE = "samples.png"
 
 State = Literal["waiting", "running", "finished", "stopped", "failed", "interrupted"]
 ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
+STOPPED_EARLY = "by the scheduler"
+"""The reason of a trial that the search's rule stopped at a rung."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ class Trial:
     def extend(self, epochs: int) -> None:
         """Let a finished training go on to so many epochs."""
         document = _read_json(self.folder / "trial.json")
-        document["extended_from"] = document["spec"]["training"]["epochs"]
+        document["extended_from"], document["promoted"] = document["spec"]["training"]["epochs"], False
         document["spec"]["training"]["epochs"] = epochs
         _write_json(self.folder / "trial.json", document)
         self.set_status("interrupted", "extended")
@@ -178,6 +180,22 @@ class Trial:
         """The epochs that it had before it was extended last; None if it never was."""
         epochs: int | None = _read_json(self.folder / "trial.json").get("extended_from")
         return epochs
+
+    @property
+    def was_stopped_early(self) -> bool:
+        """Whether the search stopped it for what others showed, not for its health or on request."""
+        return self.status() == Status("stopped", STOPPED_EARLY)
+
+    def promote(self) -> None:
+        """Let a training that was stopped early go on, once."""
+        _write_json(self.folder / "trial.json", {**_read_json(self.folder / "trial.json"), "promoted": True})
+        self.set_status("interrupted", "promoted")
+
+    @property
+    def was_promoted(self) -> bool:
+        """Whether it went on after it was stopped early."""
+        promoted: bool = _read_json(self.folder / "trial.json").get("promoted", False)
+        return promoted
 
     def status(self) -> Status:
         """The state it is in, as last written."""
@@ -465,6 +483,10 @@ class Run:
     def configurations(self) -> list[Trial]:
         """Its trials without those that run another's configuration again."""
         return [trial for trial in self.trials() if trial.replicate_of is None]
+
+    def curve(self, trial: Trial) -> list[float]:
+        """What a trial showed of the objective, epoch by epoch."""
+        return [line["metrics"][self.objective] for line in trial.epochs()]
 
     def replicates(self, original: Trial) -> list[Trial]:
         """The trials that run this trial's configuration on fresh seeds."""

@@ -20,7 +20,7 @@ from raygen.data import Dataset, Part
 from raygen.errors import CheckpointError, RunError
 from raygen.models._base import ImageShape, Sampler
 from raygen.plan import Plan
-from raygen.runs import Run, Trial, field_of
+from raygen.runs import STOPPED_EARLY, Run, Trial, field_of
 from raygen.spec import TrainSpec, TuneSpec
 from raygen.training import checkpoint
 from raygen.training.distributed import CPU
@@ -337,7 +337,7 @@ def test_an_extended_run_lets_finished_trials_go_on_where_epochs_are_more(storag
     run = new_run(storage, TuneSpec.search_over("ae", "ae", {**SMALL, "search.trials": 2}))
     for number in (1, 2):
         train(run, number, {"optimizer.lr": 1e-3, "training.batch_size": 64, "model.latent_dim": 4}, digits)
-    run.trial(2).set_status("stopped", "by the scheduler")
+    run.trial(2).set_status("stopped", STOPPED_EARLY)
     spec = run.spec()
     assert isinstance(spec, TuneSpec)
     run.extend(spec.with_settings({"search.trials": 3}))

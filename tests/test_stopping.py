@@ -97,3 +97,42 @@ def test_rungs_lie_inside_the_training() -> None:
             options = {"search.grace_fraction": fraction}
             found = rungs(TuneSpec.search_over("vae", "vae", options).search, epochs)
             assert all(1 <= rung < epochs for rung in found)
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("max", 1.0), ("min", -1.0)])
+def test_what_was_ahead_of_the_best_deserves_to_go_on(direction: str, sign: float) -> None:
+    rule = stopping({"grace_fraction": 0.1}, direction=direction)
+    curves = {
+        1: [1.0, 2.0, 3.0, 9.0],  # the best
+        2: [0.5],
+        3: [2.0],
+        4: [1.5, 4.0, 3.5],
+        5: [3.0],
+        6: [1.0, 2.0],
+        7: [],  # it diverged
+    }
+    signed = {number: [sign * value for value in curve] for number, curve in curves.items()}
+    assert rule.promotions(signed, [2, 3, 4, 5, 6, 7]) == [4, 5, 3]
+    assert rule.promotions(signed, [2, 3, 6]) == [3]
+
+
+def test_nothing_is_promoted_past_a_best_trial_that_is_shorter_or_missing() -> None:
+    rule = stopping({})
+    assert rule.promotions({1: [9.0], 2: [1.0, 2.0, 3.0]}, [2]) == []
+    assert rule.promotions({1: []}, [1]) == []
+    assert rule.promotions({}, []) == []
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("max", 1.0), ("min", -1.0)])
+def test_a_promoted_trial_stops_at_the_rung_at_which_it_is_behind_the_best(direction: str, sign: float) -> None:
+    rule = stopping({"grace_fraction": 0.1, "reduction_factor": 3}, direction=direction)
+    best, third = [sign * value for value in range(30)], [sign * 0.1] * 30
+
+    def stops(*curve: float, others: list[list[float]]) -> bool:
+        return rule.should_stop_promoted([sign * value for value in curve], others)
+
+    assert stops(1.9, 1.9, 1.9, others=[best, third, []])
+    assert not stops(2.0, 2.0, 2.0, others=[best, third])
+    assert not stops(0.5, 0.5, 0.5, 0.5, others=[best, third]), "between rungs"
+    assert not stops(0.0, 0.0, 0.0, others=[])
+    assert not stops(0.0, 0.0, 0.0, others=[[sign * 99.0]]), "the best has not come so far"

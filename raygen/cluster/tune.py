@@ -11,7 +11,7 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneC
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from raygen.cluster.search import ReplicateSearcher, RungScheduler, RunSearcher
+from raygen.cluster.search import PromotionSearcher, ReplicateSearcher, RunFolderSearcher, RungScheduler, RunSearcher
 from raygen.cluster.worker import TrialActor
 from raygen.errors import Cause, OutOfMemoryError, ProcessLostError
 from raygen.plan import Plan
@@ -25,15 +25,22 @@ TRIAL_FAILURES = 2
 def run_trials(run: Run, spec: TrainSpec) -> None:
     """Run every trial that the run still lacks, as many at once as its plan says; then its best on further seeds."""
     searcher = RunSearcher(run, spec)
-    if isinstance(spec, TuneSpec):
-        _run(run, searcher, RungScheduler(run, spec, searcher), at_most=spec.search.trials)
-    else:
+    if not isinstance(spec, TuneSpec):
         _run(run, searcher, FIFOScheduler(), at_most=1)
-    if not run.should_stop() and not lost_trials(run):
+        return
+    _run(run, searcher, RungScheduler(run, spec, searcher), at_most=spec.search.trials)
+    promotions = PromotionSearcher(run, spec)
+    if promotions.promotions() and _goes_on(run):
+        _run(run, promotions, RungScheduler(run, spec, promotions), at_most=spec.search.trials)
+    if _goes_on(run):
         replicates = ReplicateSearcher(run)
         if replicates.number_of_trials:
             # None of these is stopped early: a mean over seeds is one over trainings of the same length.
             _run(run, replicates, FIFOScheduler(), at_most=replicates.number_of_trials)
+
+
+def _goes_on(run: Run) -> bool:
+    return not run.should_stop() and not lost_trials(run)
 
 
 def lost_trials(run: Run) -> list[Trial]:
@@ -42,7 +49,7 @@ def lost_trials(run: Run) -> list[Trial]:
     return [trial for trial, status in statuses if status.state == "failed" and status.cause == ProcessLostError.cause]
 
 
-def _run(run: Run, searcher: RunSearcher | ReplicateSearcher, scheduler: TrialScheduler, *, at_most: int) -> None:
+def _run(run: Run, searcher: RunFolderSearcher, scheduler: TrialScheduler, *, at_most: int) -> None:
     tuner = tune.Tuner(
         tune.with_resources(TrialActor, _actor_resources(run.plan)),
         tune_config=TuneConfig(
@@ -77,7 +84,7 @@ def _actor_resources(plan: Plan) -> dict[str, float]:
 class _FailureRecorder(Callback):
     """Writes down that a trial failed where its own process no longer could."""
 
-    def __init__(self, searcher: RunSearcher | ReplicateSearcher) -> None:
+    def __init__(self, searcher: RunFolderSearcher) -> None:
         self._searcher = searcher
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:

@@ -27,7 +27,7 @@ from raygen.cluster import draining
 from raygen.cluster.room import Room
 from raygen.errors import OutOfMemoryError, ProcessLostError, RaygenError, TrainingError
 from raygen.plan import Plan
-from raygen.runs import Run, Trial
+from raygen.runs import STOPPED_EARLY, Run, Trial
 from raygen.training.distributed import Group
 from raygen.training.health import AILMENTS
 from raygen.training.loop import Pace, fit
@@ -87,7 +87,7 @@ class TrialActor(tune.Trainable):
         """End the trial where it stands, with a checkpoint; Tune calls this when the scheduler stops it."""
         self._epochs.close()
         if self._trial.status().state == "running":
-            self._trial.set_status("stopped", "by the scheduler")
+            self._trial.set_status("stopped", STOPPED_EARLY)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -42,6 +42,8 @@ from tests.benchmarks import record_curves
 from tests.benchmarks.record_curves import FOLDER, RECORDINGS
 
 COSTS = (4, 8, 16, 32)
+TRIALS = 12
+"""The trials of the searches that are run to their end."""
 Stop = Callable[[int, list[float], list[list[float]]], bool]
 
 
@@ -115,6 +117,7 @@ class _Trial:
     asked: optuna.Trial
     curve: list[float] = field(default_factory=list)
     ended: bool = False
+    stopped: bool = False
 
 
 class Replay:
@@ -145,6 +148,24 @@ class Replay:
             self._epoch(self.trials[number])
             if self.trials[number].ended and len(self.trials) < most:
                 self._begin()
+
+    def promote(self) -> None:
+        """Let stopped trials go on that deserve it, one after another."""
+        rule = EarlyStopping(self._spec.search, epochs=self._recorded.epochs, direction="min")
+        waiting = {trial.number for trial in self.trials if trial.stopped}
+        while promoted := rule.promotions({trial.number: trial.curve for trial in self.trials}, waiting):
+            waiting.remove(promoted[0])
+            trial = self.trials[promoted[0]]
+            for value in self._recorded.values[trial.answer][len(trial.curve) :]:
+                trial.curve.append(value)
+                if rule.should_stop_promoted(trial.curve, self._other_curves(trial)):
+                    break
+
+    def result(self) -> tuple[bool, float]:
+        """Whether its best is better than the defaults, and what all of its trials cost, in trainings of these."""
+        best = min(min(trial.curve) for trial in self.trials if trial.curve)
+        spent_s = sum(sum(self._recorded.epoch_s[trial.answer][: len(trial.curve)]) for trial in self.trials)
+        return best < self._recorded.defaults_value, spent_s / self._recorded.training_s
 
     def restart(self) -> None:
         """Let another process go on with the search, which knows what the run folder tells."""
@@ -182,14 +203,16 @@ class Replay:
             trial.curve.append(values[len(trial.curve)])
             best = min([trial.curve[-1], *(value for _, value in self.history[-1:])])
             self.history.append((self._clock_s * self._concurrent / self._recorded.training_s, best))
-        others = [other.curve for other in self.trials if other is not trial]
-        trial.ended = (
-            diverged or len(trial.curve) == self._recorded.epochs or self._stops(trial.number, trial.curve, others)
-        )
+        trial.ended = diverged or len(trial.curve) == self._recorded.epochs
+        if not trial.ended:
+            trial.ended = trial.stopped = self._stops(trial.number, trial.curve, self._other_curves(trial))
         if not trial.ended:
             self._await_epoch(trial)
         elif trial.curve or not self._contender.rays_rule:
             self._proposals.tell(trial.asked, self._sign * min(trial.curve) if trial.curve else None)
+
+    def _other_curves(self, trial: _Trial) -> list[list[float]]:
+        return [other.curve for other in self.trials if other is not trial]
 
     def _record(self, trial: _Trial) -> TrialRecord:
         return TrialRecord(
@@ -311,8 +334,25 @@ def main() -> None:
         table.add_row(contender.name, *_regrets(recorded, searches), *_means(searches))
     behind = recorded.defaults_value - recorded.best_value
     console.print(table)
+    for contender in chosen:
+        console.print(_searches_to_their_end(recorded, contender, options.seeds))
     console.print(_rungs_after_restarts(recorded, options.seeds))
     console.print(f"{len(recorded.values)} configurations; the defaults' own regret is {behind:.3f}")
+
+
+def _searches_to_their_end(recorded: Recorded, contender: Contender, seeds: int) -> str:
+    """How often a search is better than the defaults, and its cost, before and after trials were promoted."""
+    searches = [Replay(recorded, contender, seed=seed, concurrent=2) for seed in range(seeds)]
+    told = []
+    for search in searches:
+        search.run(trials=TRIALS)
+    for when in ("as they were stopped", "with promotions"):
+        results = [search.result() for search in searches]
+        better, cost = (statistics.fmean(each) for each in zip(*results, strict=True))
+        told.append(f"{when} {better:.0%} at the cost of {cost:.2f} ({max(cost for _, cost in results):.2f} at most)")
+        for search in searches:
+            search.promote()
+    return f"{contender.name}: of searches of {TRIALS} trials so many are better than the defaults: {'; '.join(told)}"
 
 
 def _rungs_after_restarts(recorded: Recorded, seeds: int) -> str:

@@ -136,3 +136,17 @@ def test_a_search_ends_well_whatever_its_trials_come_to(scheduler: str, queue: Q
     assert collapsed.objective is not None
     assert (diverged.state, diverged.epoch, diverged.objective) == ("failed", 0, None)
     assert run.best().is_dir()
+
+
+def test_a_trial_that_was_stopped_though_ahead_of_the_best_goes_on_from_its_checkpoint(queue: Queue) -> None:
+    """Trial 3 begins ahead of 1 and behind 2, which then falls behind 1."""
+    fixed = "--set model.latent_dim=2 --set training.batch_size=64 --cpus-per-trial 2 --epochs 12 --name promoted"
+    varied = "--search grid --scheduler asha --no-defaults-first --vary optimizer.lr=0.03,0.0023,0.0018"
+    done = queue.raygen("tune", "vae", *fixed.split(), *varied.split())
+    assert done.returncode == 0, done.stderr
+    run = queue.run("promoted")
+    assert [trial.parameters["optimizer.lr"] for trial in run.trials()] == [0.03, 0.0023, 0.0018]
+    assert [trial.was_promoted for trial in run.trials()] == [False, False, True]
+    assert [len(trial.epochs()) for trial in run.trials()] == [12, 3, 3]
+    assert [line["step"] for line in run.trial(3).epochs()] == [line["step"] for line in run.trial(2).epochs()]
+    assert "trial 3 goes on: it was ahead of the best at epoch 1" in run.log.read_text()

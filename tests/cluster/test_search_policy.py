@@ -11,8 +11,8 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from raygen.cluster.search import RungScheduler, RunSearcher
-from raygen.runs import Run
+from raygen.cluster.search import PromotionSearcher, RunFolderSearcher, RungScheduler, RunSearcher
+from raygen.runs import STOPPED_EARLY, Run
 from raygen.spec import TuneSpec
 from raygen.training.loop import Epoch
 from tests.searches import add_trial, search
@@ -29,7 +29,7 @@ def adapters(run: Run) -> tuple[RunSearcher, RungScheduler]:
     return searcher, RungScheduler(run, spec, searcher)
 
 
-def started(searcher: RunSearcher, name: str) -> int:
+def started(searcher: RunFolderSearcher, name: str) -> int:
     """The number of the trial that Tune starts under this name."""
     suggested = searcher.suggest(name)
     assert isinstance(suggested, dict)
@@ -108,3 +108,40 @@ def test_a_trial_that_never_had_a_value_tells_the_search_so(resumed: Run) -> Non
     resumed.trial(number).set_status("failed", "the loss is not finite")
     searcher.on_trial_complete("diverged", {"done": True})
     assert started(searcher, "next") == number + 1
+
+
+@pytest.fixture
+def all_ended(tmp_path: Path) -> Run:
+    """A search with rungs after epochs 1, 3 and 9; trials 2, 4 and 6 were stopped early, 3 and 5 for their health."""
+    run = search(tmp_path / "storage", SPACE, epochs=20, trials=6)
+    curves = [[-9.0 + number for number in range(20)], [-8.5], [-1.0], [-9.5], [-2.0], [-8.0]]
+    for number, curve in enumerate(curves):
+        add_trial(run, {"model.latent_dim": 20 + number}, curve, state="finished" if number == 0 else "stopped")
+    for number in (2, 4, 6):
+        run.trial(number).set_status("stopped", STOPPED_EARLY)
+    for number in (3, 5):
+        run.trial(number).set_status("stopped", "mode collapse", "mode collapse")
+    return run
+
+
+def test_stopped_trials_that_were_ahead_of_the_best_go_on_until_they_fall_behind(all_ended: Run) -> None:
+    spec = all_ended.spec()
+    assert isinstance(spec, TuneSpec)
+    searcher = PromotionSearcher(all_ended, spec)
+    scheduler = RungScheduler(all_ended, spec, searcher)
+    assert [trial.number for trial in searcher.promotions()] == [6, 2], "neither the ill ones nor one that was behind"
+    assert started(searcher, "promising") == 6
+    assert verdicts(all_ended, scheduler, "promising", 6, [-7.5, -7.1]) == [GO_ON, STOP]
+    all_ended.trial(6).set_status("stopped", STOPPED_EARLY)
+    assert started(searcher, "next") == 2, "each goes on once"
+    assert verdicts(all_ended, scheduler, "next", 2, [-7.0] + [20.0] * 18) == [GO_ON] * 19
+    all_ended.trial(2).set_status("finished")
+    assert searcher.suggest("more") == Searcher.FINISHED
+
+
+def test_a_promoted_trial_whose_process_was_lost_goes_on_as_one(all_ended: Run) -> None:
+    all_ended.trial(6).promote()
+    searcher, scheduler = adapters(all_ended)
+    assert started(searcher, "again") == 6
+    assert verdicts(all_ended, scheduler, "again", 6, [-7.5, -6.5]) == [GO_ON, GO_ON]
+    assert searcher.suggest("more") == Searcher.FINISHED

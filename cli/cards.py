@@ -1,0 +1,110 @@
+"""Evaluation cards and comparisons as Rich tables and lines; pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from cli.render import duration
+from raygen import metrics
+
+if TYPE_CHECKING:
+    from raygen.comparison import Compared
+    from raygen.evaluation import EvaluationCard, Value
+    from raygen.spread import Difference
+
+
+def card_table(card: EvaluationCard) -> Table:
+    """A row for each value of an evaluation card; `real` is what other real images reach in the place of samples."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("metric", overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    compares = any(value.network for value in card.values.values())
+    for heading in (*(("real", "samples") if compares else ()), "images"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, value in card.values.items():
+        of_samples = (_value(value.real_against_real), str(value.samples)) if value.network else ("–", "–")
+        arrow = "↑" if value.direction == "max" else "↓"
+        circumstances = (*(of_samples if compares else ()), str(value.images))
+        table.add_row(metrics.short(name), _value(value.value, digits=5), arrow, *circumstances)
+    return table
+
+
+def card_subject(card: EvaluationCard) -> str:
+    """What an evaluation card is about, in one line."""
+    values = list(card.values.values())
+    trained = "" if card.train_s is None else f", trained for {duration(card.train_s)}"
+    prior = next((f", prior: {value.prior}" for value in values if value.prior), "")
+    return f"{card.model['name']} on {values[0].split} images of {card.data}{trained}{prior}{_protocol(values)}"
+
+
+def comparison_table(ranked: Sequence[Compared], names: Sequence[str]) -> Table:
+    """A row for each model, the best first; a dash where a metric does not suit it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("run", overflow="fold", min_width=8)
+    for name in names:
+        short = metrics.short(name)
+        arrow = "↑" if metrics.find(metrics.PREFIX + short).direction == "max" else "↓"
+        table.add_column(f"{short} {arrow}", justify="right", min_width=max(len(short), 6))
+    for place, each in enumerate(ranked, start=1):
+        fitted = f" + {each.trained.fitted.name}" if each.trained.fitted else ""
+        trained = "" if each.card.train_s is None else f", {duration(each.card.train_s)}"
+        run = Text.assemble(each.name, (f" ({each.card.model['name']}{fitted}{trained})", "dim"))
+        table.add_row(str(place), run, *(_value(each.value(name)) for name in names))
+    return table
+
+
+def circumstances(ranked: Sequence[Compared]) -> str:
+    """What the models of a comparison have in common, in one line."""
+    cards = [each.card for each in ranked]
+    values = {name: value for card in cards for name, value in card.values.items()}
+    real = [
+        f"{metrics.short(name)} {_value(value.real_against_real)}" for name, value in values.items() if value.network
+    ]
+    reached = f": {', '.join(real)}" if real else ""
+    first = next((value for value in values.values() if not value.network), next(iter(values.values())))
+    return f"{first.images} {first.split} images of {cards[0].data}{_protocol(list(values.values()))}{reached}"
+
+
+def _protocol(values: Sequence[Value]) -> str:
+    """How samples were compared, if they were, and the seed."""
+    compared = next((value for value in values if value.network), None)
+    if compared is None:
+        return f", seed {values[0].seed}"
+    right = f" ({_accuracy(compared)} of validation images right)" if _accuracy(compared) else ""
+    part = "training" if compared.reference == "train" else compared.reference
+    return (
+        f", {compared.samples} samples against {compared.images} {part} images over the network "
+        f"{_network(compared)}{right}, seed {compared.seed}; real: {compared.real_samples} other images in their place"
+    )
+
+
+def difference(found: Difference) -> str:
+    """How far two models lie apart, and whether that is more than chance, in one line."""
+    relation = "within" if found.is_within else "beyond"
+    over = "images and seeds" if found.over_seeds else "images"
+    return (
+        f"{found.first} and {found.second} differ by {found.difference:.2g} in {found.name}, {relation} the spread "
+        f"(±{found.spread:.2g} over {over})"
+    )
+
+
+def _network(value: Value) -> str:
+    """A feature network, and that its weights are not the canonical ones where that is so."""
+    canonical = (value.network_facts or {}).get("canonical", True)
+    return f"{value.network}" if canonical else f"{value.network}, not canonical"
+
+
+def _accuracy(value: Value) -> str:
+    """A feature network's accuracy on validation images, if it has one."""
+    accuracy = (value.network_facts or {}).get("held_out_accuracy")
+    return "" if accuracy is None else f"{100 * accuracy:.1f} %"
+
+
+def _value(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}g}"
