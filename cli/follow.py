@@ -144,7 +144,9 @@ def _report_changes(watched: _Watched, talk: Console) -> None:
             said = line
         goes_on = watched.next()
         for record in sorted(watched.run.records(), key=lambda record: record.number):
-            if record.state in ENDED_TRIALS and record.number not in reported:
+            if record.state not in ENDED_TRIALS:
+                reported.discard(record.number)  # one that was stopped may go on
+            elif record.number not in reported:
                 reported.add(record.number)
                 talk.print(render.trial_end(watched.run, record), soft_wrap=True)
         if not goes_on:

@@ -1,6 +1,6 @@
 """Record learning curves of real trainings, for searches to be replayed on (search_policies.py).
 
-    python -m tests.benchmarks.record_curves vae --configurations 128 --processes 2
+    python -m tests.benchmarks.record_curves vae --configurations 150 --processes 2
 
 trains each configuration on Fashion-MNIST, one core each, and writes its objective and its seconds of CPU time, epoch
 by epoch, to curves/FAMILY.json. What the file holds already is not trained again, so that a recording can be

@@ -341,18 +341,21 @@ def main() -> None:
 
 
 def _searches_to_their_end(recorded: Recorded, contender: Contender, seeds: int) -> str:
-    """How often a search is better than the defaults, and its cost, before and after trials were promoted."""
+    """How often a search is better than the defaults, and its cost, before and after stopped trials were promoted."""
     searches = [Replay(recorded, contender, seed=seed, concurrent=2) for seed in range(seeds)]
-    told = []
     for search in searches:
         search.run(trials=TRIALS)
-    for when in ("as they were stopped", "with promotions"):
-        results = [search.result() for search in searches]
-        better, cost = (statistics.fmean(each) for each in zip(*results, strict=True))
-        told.append(f"{when} {better:.0%} at the cost of {cost:.2f} ({max(cost for _, cost in results):.2f} at most)")
+    told = _outcomes(searches)
+    if not contender.rays_rule:
         for search in searches:
             search.promote()
-    return f"{contender.name}: of searches of {TRIALS} trials so many are better than the defaults: {'; '.join(told)}"
+        told += f"; with promotions {_outcomes(searches)}"
+    return f"{contender.name}: of searches of {TRIALS} trials so many are better than the defaults: {told}"
+
+
+def _outcomes(searches: Sequence[Replay]) -> str:
+    better, costs = zip(*(search.result() for search in searches), strict=True)
+    return f"{statistics.fmean(better):.0%} at the cost of {statistics.fmean(costs):.2f} ({max(costs):.2f} at most)"
 
 
 def _rungs_after_restarts(recorded: Recorded, seeds: int) -> str:
