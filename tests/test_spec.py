@@ -182,6 +182,8 @@ def test_a_field_like_no_other() -> None:
         ("model.latent_dim", 10**9, "less than or equal to 65536"),
         ("model.hidden", [64, 0], "greater than or equal to 1, got 0"),
         ("model.hidden", "wide", "got 'wide'"),
+        ("model.decoder_hidden", "wide", "got 'wide'"),
+        ("model.activation", "rely", "'silu' or 'tanh', got 'rely'"),
         ("model.arch", "transformer", "'mlp' or 'conv', got 'transformer'"),
         ("model.sigma", float("inf"), "finite number"),
         ("data.image_size", 4, "greater than or equal to 8, got 4"),
@@ -193,6 +195,25 @@ def test_an_impossible_value_is_refused_with_field_and_range(path: str, value: A
     message = refusal("vae", {path: value})
     assert message.startswith(f"{path}: ")
     assert said in message
+
+
+def test_convolutions_have_no_decoder_of_their_own() -> None:
+    refused = (
+        "model.decoder_hidden: convolutions go backwards as they came; leave it out, or set model.arch=mlp, got [64]"
+    )
+    assert refusal("gan", {"model.decoder_hidden": [64]}) == refused
+    spec = TrainSpec.create("gan", {"model.arch": "mlp", "model.decoder_hidden": 64})
+    assert spec.model.decoder_hidden == (64,)
+    with pytest.raises(SpecError, match=r"model\.decoder_hidden"):
+        spec.with_settings({"model.arch": "conv"})
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [("vae", "discriminator_activation"), ("vae", "prior"), ("vaegan", "prior"), ("gan", "latent_activation")],
+)
+def test_forms_that_a_family_does_not_have(model: str, path: str) -> None:
+    assert f"there is no field 'model.{path}'" in refusal(model, {f"model.{path}": "tanh"})
 
 
 def test_the_first_of_several_faults_is_told_and_the_others_counted() -> None:

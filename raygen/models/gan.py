@@ -17,21 +17,24 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from raygen.models import _blocks
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Phase
-from raygen.models._options import ModelOptions, Sizes
+from raygen.models._options import AdversarialOptions, Sizes
 
 
 class GenerativeAdversarialNetwork(Model):
-    """Generator from standard normal latents to images, and the discriminator that judges them."""
+    """Generator from normal or uniform latents to images, and the discriminator that judges them."""
 
-    class Options(ModelOptions, frozen=True, extra="forbid"):
+    class Options(AdversarialOptions, frozen=True, extra="forbid"):
         name: Literal["gan"] = "gan"
         arch: Literal["mlp", "conv"] = Field("conv", description="dense layers or strided convolutions (DCGAN)")
         latent_dim: int = Field(64, ge=1, le=65_536, description="noise dimension")
+        prior: Literal["normal", "uniform"] = Field(
+            "normal", description="of the latents: standard normal, or uniform in (-1, 1)"
+        )
         hidden: Sizes = Field((512, 256), description="dense layer sizes, from the image inwards (arch mlp)")
         loss: Literal["non-saturating", "lsgan", "hinge", "wgan-gp"] = Field(
             "non-saturating", description="adversarial loss"
@@ -56,6 +59,10 @@ class GenerativeAdversarialNetwork(Model):
         discriminator_lr_scale: float = Field(
             1.0, gt=0, description="discriminator's learning rate, in units of the generator's (two time-scales)"
         )
+
+        @property
+        def prior_name(self) -> str:
+            return "uniform" if self.prior == "uniform" else super().prior_name
 
         @property
         def images_judged_together(self) -> int:
@@ -83,16 +90,20 @@ class GenerativeAdversarialNetwork(Model):
     def __init__(self, options: Options, shape: ImageShape) -> None:
         super().__init__(options, shape)
         self.options = options
-        self.generator = _blocks.decoder(options, shape, nn.ReLU())
+        self.generator = _blocks.decoder(options, shape, _blocks.named_activation(options.activation))
         pack_shape = shape._replace(channels=options.pack * shape.channels)
         self.discriminator = _blocks.encoder(
-            options, pack_shape, 1, nn.LeakyReLU(0.2), normalised=not options.spectral_norm
+            options,
+            pack_shape,
+            1,
+            _blocks.named_activation(options.discriminator_activation),
+            normalised=not options.spectral_norm,
         )
         if options.spectral_norm:
             _blocks.add_spectral_norm(self.discriminator)
 
     def sample(self, latents: Tensor) -> Tensor:
-        logits: Tensor = self.generator(latents)
+        logits: Tensor = self.generator(_blocks.from_prior(self.options.prior, latents))
         return logits.sigmoid()
 
     def phases(self) -> list[Phase]:

@@ -180,6 +180,25 @@ def test_the_average_of_the_weights_is_judged_and_kept(digits: Dataset, tmp_path
     assert epoch.metrics[name] == pytest.approx(value, rel=1e-6)
 
 
+# Priors
+
+
+@pytest.mark.parametrize("name", ["gan", "aegan"])
+@torch.no_grad()
+def test_a_uniform_prior(name: str) -> None:
+    """Generated from the same standard normal numbers as ever, through the normal distribution function."""
+    options = {"model.arch": "mlp", "model.hidden": [], "model.latent_dim": 2}
+    made: Any = build_model(TrainSpec.create(name, {**options, "model.prior": "uniform"}), SHAPE, CPU)
+    normal = torch.randn(50_000, 2, generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    made.generator.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    made.sample(normal)
+    [latents] = seen
+    torch.testing.assert_close(latents, 2 * torch.distributions.Normal(0.0, 1.0).cdf(normal) - 1, atol=1e-6, rtol=0)
+    deciles = torch.histc(latents, bins=10, min=-1, max=1) / latents.numel()
+    torch.testing.assert_close(deciles, torch.full((10,), 0.1), atol=0.005, rtol=0)
+
+
 # Penalties
 
 

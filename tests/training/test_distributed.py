@@ -39,6 +39,18 @@ SPECS: dict[str, dict[str, Any]] = {
     "aegan": {"model.judges": "images"},
     "aegan-pairs": {"model.judges": "pairs"},
     "vaegan": {"training.ema_half_life_images": 1000},
+    "ae-forms": {
+        "model.arch": "mlp",
+        "model.activation": "elu",
+        "model.latent_activation": "sigmoid",
+        "model.decoder_hidden": [16, 48],
+    },
+    "gan-forms": {
+        "model.arch": "mlp",
+        "model.prior": "uniform",
+        "model.activation": "gelu",
+        "model.discriminator_activation": "tanh",
+    },
 }
 every_model = pytest.mark.parametrize("model", SPECS)
 every_size = pytest.mark.parametrize("world_size", [2, 3])

@@ -44,6 +44,8 @@ SPECS: dict[str, dict[str, Any]] = {
     },
     "aegan": {"model.judges": "pairs"},
     "vaegan": {"optimizer.lr": 1e-3},
+    "ae-forms": {"model.activation": "elu", "model.latent_activation": "sigmoid", "model.decoder_hidden": [16, 48]},
+    "gan-forms": {"model.prior": "uniform", "model.activation": "gelu", "model.discriminator_activation": "tanh"},
 }
 every_model = pytest.mark.parametrize("model", SPECS)
 
