@@ -1,8 +1,9 @@
 """Generative adversarial network: a generator trained against a discriminator.
 
-Goodfellow et al. 2014, "Generative adversarial nets" (non-saturating loss); Mao et al. 2017, "Least squares
-GANs"; Lim & Ye 2017, "Geometric GAN" (hinge); Gulrajani et al. 2017, "Improved training of Wasserstein GANs"
-(wgan-gp). The convolutional form follows Radford et al. 2016 (DCGAN) with GroupNorm in place of BatchNorm.
+Goodfellow et al. 2014, "Generative adversarial nets" (minimax: equation 1; and the non-saturating loss); Mao et al.
+2017, "Least squares GANs"; Lim & Ye 2017, "Geometric GAN" (hinge); Gulrajani et al. 2017, "Improved training of
+Wasserstein GANs" (wgan-gp). The convolutional form follows Radford et al. 2016 (DCGAN) with GroupNorm in place of
+BatchNorm.
 
 Against instability: Miyato et al. 2018, "Spectral normalization"; Mescheder et al. 2018, "Which training methods for
 GANs do actually converge?" (R1), lazily as in Karras et al. 2020 (StyleGAN2); Heusel et al. 2017, "GANs trained by
@@ -36,11 +37,11 @@ class GenerativeAdversarialNetwork(Model):
             "normal", description="of the latents: standard normal, or uniform in (-1, 1)"
         )
         hidden: Sizes = Field((512, 256), description="dense layer sizes, from the image inwards (arch mlp)")
-        loss: Literal["non-saturating", "lsgan", "hinge", "wgan-gp"] = Field(
+        loss: Literal["non-saturating", "minimax", "lsgan", "hinge", "wgan-gp"] = Field(
             "non-saturating", description="adversarial loss"
         )
         real_label: float = Field(
-            0.9, gt=0, le=1, description="one-sided label smoothing (losses non-saturating and lsgan)"
+            0.9, gt=0, le=1, description="one-sided label smoothing (losses non-saturating, minimax and lsgan)"
         )
         gradient_penalty: float | None = Field(
             None, ge=0, description="weight of the gradient penalty, with any loss; none: 10 for wgan-gp, else 0"
@@ -127,7 +128,7 @@ class GenerativeAdversarialNetwork(Model):
     def discriminator_loss_range(self) -> tuple[float, float] | None:
         label = self.options.real_label
         match self.options.loss:
-            case "non-saturating":
+            case "non-saturating" | "minimax":
                 entropy = -label * math.log(label) - (1 - label) * math.log1p(-label) if label < 1 else 0.0
                 return entropy, 2 * math.log(2)
             case "lsgan":
@@ -156,7 +157,7 @@ class GenerativeAdversarialNetwork(Model):
         reals, fakes = self._packs(batch.images), self._packs(samples)
         real, fake = self._judge(reals), self._judge(fakes)
         match self.options.loss:
-            case "non-saturating":
+            case "non-saturating" | "minimax":
                 labels = torch.full_like(real, self.options.real_label)
                 loss = F.binary_cross_entropy_with_logits(real, labels) + F.softplus(fake).mean()
             case "lsgan":
@@ -175,6 +176,9 @@ class GenerativeAdversarialNetwork(Model):
         match self.options.loss:
             case "non-saturating":
                 loss = F.softplus(-fake).mean()
+            case "minimax":
+                # log(1 - D(G(z))), which is flat as long as the discriminator sees through the generator.
+                loss = -F.softplus(fake).mean()
             case "lsgan":
                 loss = 0.5 * (fake - 1).square().mean()
             case "hinge" | "wgan-gp":

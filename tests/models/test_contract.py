@@ -37,6 +37,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "vae": [{}, {"likelihood": "gaussian", "beta": 4.0}, {"arch": "mlp", "activation": "elu"}],
     "gan": [
         {},
+        {"arch": "mlp", "loss": "minimax"},
         {"loss": "lsgan"},
         {"loss": "hinge"},
         {"loss": "wgan-gp"},

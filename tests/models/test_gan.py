@@ -69,6 +69,18 @@ def test_non_saturating(real_label: float, make_batch: MakeBatch) -> None:
     assert losses(model, make_batch(REAL)) == pytest.approx((expected, -math.log(sigmoid(fake))), rel=1e-5)
 
 
+def test_minimax(make_batch: MakeBatch) -> None:
+    """Goodfellow et al. 2014, equation 1: the generator minimises what the discriminator maximises."""
+    model = gan(loss="minimax", real_label=1.0)
+    real, fake = judged(model)
+    value = sum(math.log(sigmoid(logit)) for logit in real.tolist()) / len(real) + math.log(1 - sigmoid(fake))
+    assert losses(model, make_batch(REAL)) == pytest.approx((-value, math.log(1 - sigmoid(fake))), rel=1e-5)
+    smoothed, other = gan(loss="minimax"), gan(loss="non-saturating")
+    other.load_state_dict(smoothed.state_dict())
+    assert losses(smoothed, make_batch(REAL))[0] == losses(other, make_batch(REAL))[0]
+    assert smoothed.discriminator_loss_range() == other.discriminator_loss_range()
+
+
 def test_least_squares(make_batch: MakeBatch) -> None:
     """Mao et al. 2017, equation 2, with targets 0 for fakes and the smoothed label for real images."""
     model = gan(loss="lsgan")

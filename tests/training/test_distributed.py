@@ -56,6 +56,7 @@ SPECS: dict[str, dict[str, Any]] = {
     },
     "gan-forms": {
         "model.arch": "mlp",
+        "model.loss": "minimax",
         "model.prior": "uniform",
         "model.activation": "gelu",
         "model.discriminator_activation": "tanh",

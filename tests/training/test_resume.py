@@ -49,7 +49,12 @@ SPECS: dict[str, dict[str, Any]] = {
     "ae-adadelta": {"optimizer.name": "adadelta"},
     "vae-adamw": {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1, "optimizer.warmup_fraction": 0.2},
     "gan-sgd": {"optimizer.name": "sgd", "optimizer.momentum": 0.9, "optimizer.nesterov": True},
-    "gan-forms": {"model.prior": "uniform", "model.activation": "gelu", "model.discriminator_activation": "tanh"},
+    "gan-forms": {
+        "model.loss": "minimax",
+        "model.prior": "uniform",
+        "model.activation": "gelu",
+        "model.discriminator_activation": "tanh",
+    },
 }
 every_model = pytest.mark.parametrize("model", SPECS)
 
