@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import tomllib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -455,6 +457,21 @@ def _check_purpose(space: Space, model: str) -> None:
         raise SpaceError(f"{space.origin}: direction: {space.objective} is better at its {best}: {best!r}")
 
 
+def read_file(path: Path) -> tuple[str, dict[str, Any]]:
+    """The model that a TOML file names in `model.name`, and its other settings; raises SpecError naming the file."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read as a spec: {error.strerror}") from error
+    except ValueError as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from error
+    settings = dict(_flat(document))
+    model = settings.pop("model.name", None)
+    if not isinstance(model, str):
+        raise SpecError(f'{path}: model.name: name a model, such as name = "vae" under [model]')
+    return model, settings
+
+
 def resources(settings: Settings) -> Resources:
     """The resources in a job's settings, readable before the rest of its spec; raises SpecError."""
     values = _nested({path: value for path, value in settings.items() if path.startswith("resources.")})
@@ -478,6 +495,15 @@ def _nested(settings: Settings) -> dict[str, Any]:
             raise SpecError(f"{path}: it is set as a whole and in part")
         branch[leaf] = value
     return tree
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of {"a": {"b": 1}} by dotted path, ("a.b", 1)."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
