@@ -103,6 +103,16 @@ Set = Annotated[
     ),
 ]
 
+SpecFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--spec",
+        metavar="FILE",
+        help="Fields from a TOML file, model.name among them; other options go over it.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+
 Metrics = Annotated[
     str | None,
     typer.Option(

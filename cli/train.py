@@ -6,6 +6,7 @@ import typer
 
 from cli import jobs, options
 from raygen import preparation
+from raygen.errors import SpecError
 from raygen.queue.job import Request
 from raygen.site import Site
 
@@ -13,6 +14,7 @@ from raygen.site import Site
 def train(
     context: typer.Context,
     model: options.Model = None,
+    spec: options.SpecFile = None,
     data: options.Data = None,
     data_root: options.DataRoot = None,
     image_size: options.ImageSize = None,
@@ -48,10 +50,17 @@ def train(
     view = jobs.View(output=output, quiet=quiet, verbose=verbose, detach=detach)
     site = Site(storage, address)
     if resume is not None:
-        jobs.resume(resume, "train", model, settings, site=site, view=view)
+        given = {**settings, **({"--spec": spec} if spec else {})}
+        jobs.resume(resume, "train", model, given, site=site, view=view)
         return
+    if spec is not None and model is not None:
+        raise SpecError(f"--spec {spec} says which model to train; leave out {model}")
     jobs.run(
-        lambda: preparation.prepare_training(jobs.named(model), settings, site.capacity()),
+        lambda: (
+            preparation.prepare_training(jobs.named(model), settings, site.capacity())
+            if spec is None
+            else preparation.prepare_training_from(spec, settings, site.capacity())
+        ),
         jobs.Submission(site=site, name=name, priority=priority, retries=retries, node_timeout_s=node_timeout),
         dry_run=dry_run,
         view=view,

@@ -51,6 +51,21 @@ def prepare_training(model: str, settings: Settings, capacity: Capacity) -> Prep
     return Prepared(TrainSpec.create(model, with_absolute_paths(settings)), plan)
 
 
+def prepare_training_from(file: Path, settings: Settings, capacity: Capacity) -> Prepared:
+    """The job of training what a TOML file says, with `settings` over it; raises InputError like prepare_training."""
+    from raygen.spec import TrainSpec, read_file
+
+    model, written = read_file(file)
+    if "model.name" in settings:
+        raise SpecError(f"model.name: {file} says that the model is {model!r}; leave it out")
+    plan = _planned(partial(plan_training, _resources({**written, **settings})), capacity)
+    try:
+        spec = TrainSpec.create(model, with_absolute_paths(written))
+    except SpecError as error:
+        raise SpecError(f"{file}: {error}") from error
+    return Prepared(spec.with_settings(with_absolute_paths(settings)), plan)
+
+
 def prepare_search(
     model: str,
     settings: Settings,

@@ -55,7 +55,7 @@ class TrainedModel:
     @property
     def prior(self) -> Prior | None:
         """What it is sampled from: the fitted prior, else its own, else none."""
-        own = Prior("standard normal", self.model) if isinstance(self.model, Sampler) else None
+        own = Prior(self.spec.model.prior_name, self.model) if isinstance(self.model, Sampler) else None
         return self.fitted or own
 
 

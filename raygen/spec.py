@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import tomllib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -17,6 +19,7 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -37,14 +40,77 @@ Settings = Mapping[str, Any]
 
 
 class OptimizerOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Adam and its learning rate over time (Kingma & Ba 2015)."""
+    """What every optimizer has: its name, and its learning rate over time."""
 
+    name: Literal["adam", "adamw", "rmsprop", "sgd", "adadelta"]
     lr: float = Field(1e-3, gt=0, description="learning rate at its highest")
-    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of gradients")
-    beta2: float = Field(0.999, ge=0, lt=1, description="decay of the mean of squared gradients")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of a phase's gradient; none: no limit")
     schedule: Literal["constant", "cosine"] = Field("constant", description="cosine falls to 0 at the end")
     warmup_fraction: float = Field(0.0, ge=0, lt=1, description="part of all steps in which lr rises from 0")
+
+
+class _WithMoments(OptimizerOptions, frozen=True, extra="forbid"):
+    """What Adam and AdamW share."""
+
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of gradients")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of the mean of squared gradients")
+
+
+class AdamOptions(_WithMoments, frozen=True, extra="forbid"):
+    """Adam (Kingma & Ba 2015)."""
+
+    name: Literal["adam"] = "adam"
+
+
+class AdamWOptions(_WithMoments, frozen=True, extra="forbid"):
+    """Adam with weight decay beside the gradient, not in it (Loshchilov & Hutter 2019)."""
+
+    name: Literal["adamw"] = "adamw"
+    weight_decay: float = Field(0.01, ge=0, description="part of each weight that a step takes off, in units of lr")
+
+
+class RMSpropOptions(OptimizerOptions, frozen=True, extra="forbid"):
+    """RMSprop (Hinton 2012, lecture 6e), in torch's form."""
+
+    name: Literal["rmsprop"] = "rmsprop"
+    alpha: float = Field(0.99, ge=0, lt=1, description="decay of the mean of squared gradients")
+    momentum: float = Field(0.0, ge=0, lt=1, description="part of the last step that goes into the next")
+
+
+class SGDOptions(OptimizerOptions, frozen=True, extra="forbid"):
+    """Stochastic gradient descent, with momentum if asked for (Sutskever et al. 2013), in torch's form."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = Field(1e-2, gt=0, description="learning rate at its highest")
+    momentum: float = Field(0.0, ge=0, lt=1, description="part of the last step that goes into the next")
+    nesterov: bool = Field(False, description="Nesterov's momentum: the gradient counts as if it had gone on already")
+    weight_decay: float = Field(0.0, ge=0, description="weight of half the squared norm of the weights in the loss")
+
+    @field_validator("nesterov")
+    @classmethod
+    def _check_nesterov(cls, nesterov: bool, info: ValidationInfo) -> bool:
+        if nesterov and info.data.get("momentum") == 0:
+            raise ValueError("there is no momentum to look ahead with; set optimizer.momentum too, such as 0.9")
+        return nesterov
+
+
+class AdadeltaOptions(OptimizerOptions, frozen=True, extra="forbid"):
+    """Adadelta (Zeiler 2012), which finds the size of its steps by itself: a learning rate of 1 leaves it so."""
+
+    name: Literal["adadelta"] = "adadelta"
+    lr: float = Field(1.0, gt=0, description="learning rate at its highest")
+    rho: float = Field(0.9, ge=0, lt=1, description="decay of the means of squared gradients and squared steps")
+    eps: float = Field(1e-6, gt=0, description="added to both means; it decides the first steps")
+
+
+OPTIMIZERS: Mapping[str, type[OptimizerOptions]] = {
+    "adam": AdamOptions,
+    "adamw": AdamWOptions,
+    "rmsprop": RMSpropOptions,
+    "sgd": SGDOptions,
+    "adadelta": AdadeltaOptions,
+}
+"""The options of each optimizer, by its name."""
 
 
 class TrainingOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -133,6 +199,18 @@ def _typed_options(value: Any) -> Any:
     return models.find(value["name"]).Options.model_validate(value)
 
 
+def _optimizer_kind(values: Any) -> type[OptimizerOptions]:
+    """The options of the optimizer that a document names, by default Adam; of any, if there is none so called."""
+    name = values.get("name", "adam") if isinstance(values, Mapping) else "adam"
+    return OPTIMIZERS.get(name, OptimizerOptions) if isinstance(name, str) else OptimizerOptions
+
+
+def _typed_optimizer(value: Any) -> Any:
+    if isinstance(value, OptimizerOptions) or not isinstance(value, Mapping):
+        return value
+    return _optimizer_kind(value).model_validate(value)
+
+
 class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     """Everything that decides what one training does; the same spec gives the same weights.
 
@@ -142,7 +220,9 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     version: Literal[1, 2] = Field(description="of the fields' meaning: that of the Raygen which made the spec")
     model: Annotated[SerializeAsAny[ModelOptions], BeforeValidator(_typed_options)]
     data: DataOptions = Field(default_factory=DataOptions)
-    optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
+    optimizer: Annotated[SerializeAsAny[OptimizerOptions], BeforeValidator(_typed_optimizer)] = Field(
+        default_factory=AdamOptions
+    )
     training: TrainingOptions = Field(default_factory=TrainingOptions)
     evaluation: EvaluationOptions
     health: HealthOptions = Field(default_factory=HealthOptions)
@@ -158,18 +238,22 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
         return cls._validated(_nested({"version": versions.VERSION, "model.name": model, **settings}))
 
     def with_settings(self, settings: Settings) -> Self:
-        """This spec with some fields set otherwise; raises SpecError like `create`."""
+        """This spec with some fields set otherwise; raises SpecError like `create`.
+
+        Another optimizer keeps what it has in common with this one, such as the learning rate.
+        """
         _check_settings(settings)
-        return self._validated(_merged(self.model_dump(mode="json"), _nested(settings)))
+        return self._validated(_merged_spec(self.model_dump(mode="json"), _nested(settings)))
 
     def batch_sizes(self) -> tuple[int, int]:
         """The smallest and the largest batch size that this job may use."""
         return self.training.batch_size, self.training.batch_size
 
     @classmethod
-    def paths(cls, model: str) -> list[str]:
-        """The dotted path of every field that can be set, for `model`."""
-        return [path for path in _paths(cls, models.find(model).Options) if path != "version"]
+    def paths(cls, model: str, optimizer: type[OptimizerOptions] = AdamOptions) -> list[str]:
+        """The dotted path of every field that can be set, for `model` and an optimizer."""
+        chosen = {ModelOptions: models.find(model).Options, OptimizerOptions: optimizer}
+        return [path for path in _paths(cls, chosen) if path != "version"]
 
     def check_trainable(self) -> None:
         """Raise SpecError if the version that made this spec meant another training by it."""
@@ -188,13 +272,14 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise SpecError(_explained(error, cls.paths(model))) from error
+            optimizer = _optimizer_kind(values.get("optimizer"))
+            raise SpecError(_explained(error, cls.paths(model, optimizer), optimizer)) from error
 
     @model_validator(mode="before")
     @classmethod
     def _start_from_recipe(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and isinstance(values.get("model"), Mapping):
-            return _merged(models.find(values["model"]["name"]).recipe, versions.read_spec(values))
+            return _merged_spec(models.find(values["model"]["name"]).recipe, versions.read_spec(values))
         return values
 
     @model_validator(mode="after")
@@ -313,10 +398,12 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
     def _check_key(self, key: str) -> None:
         searchable = [
             path
-            for path in TrainSpec.paths(self.model.name)
+            for path in TrainSpec.paths(self.model.name, type(self.optimizer))
             if path.startswith(("model.", "optimizer.", "training.")) and path != "model.name"
         ]
         if key not in searchable:
+            if reason := _other_optimizer_s(key, type(self.optimizer)):
+                raise SpaceError(f"{self.search.space.origin}: {reason}")
             nearest = _nearest(key, searchable)
             hint = f"did you mean {nearest!r}?" if nearest else f"it may be one of {', '.join(searchable)}"
             raise SpaceError(f"{self.search.space.origin}: {key}: a search cannot vary this; {hint}")
@@ -324,7 +411,7 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
     def trial_spec(self, parameters: Settings) -> TrainSpec:
         """The training of one trial: the shared spec with the trial's values set."""
         shared = self.model_dump(mode="json", exclude={"search"})
-        return TrainSpec._validated(_merged(shared, _nested(parameters)))
+        return TrainSpec._validated(_merged_spec(shared, _nested(parameters)))
 
 
 def _check_settings(settings: Settings) -> None:
@@ -370,13 +457,28 @@ def _check_purpose(space: Space, model: str) -> None:
         raise SpaceError(f"{space.origin}: direction: {space.objective} is better at its {best}: {best!r}")
 
 
+def read_file(path: Path) -> tuple[str, dict[str, Any]]:
+    """The model that a TOML file names in `model.name`, and its other settings; raises SpecError naming the file."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read as a spec: {error.strerror}") from error
+    except ValueError as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from error
+    settings = dict(_flat(document))
+    model = settings.pop("model.name", None)
+    if not isinstance(model, str):
+        raise SpecError(f'{path}: model.name: name a model, such as name = "vae" under [model]')
+    return model, settings
+
+
 def resources(settings: Settings) -> Resources:
     """The resources in a job's settings, readable before the rest of its spec; raises SpecError."""
     values = _nested({path: value for path, value in settings.items() if path.startswith("resources.")})
     try:
         return Resources.model_validate(values.get("resources", {}))
     except ValidationError as error:
-        raise SpecError(_explained(error, list(Resources.model_fields))) from error
+        raise SpecError(_explained(error, list(Resources.model_fields), AdamOptions)) from error
 
 
 def _nested(settings: Settings) -> dict[str, Any]:
@@ -395,6 +497,15 @@ def _nested(settings: Settings) -> dict[str, Any]:
     return tree
 
 
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of {"a": {"b": 1}} by dotted path, ("a.b", 1)."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the leaves of `over` in the place of its own."""
     merged = dict(base)
@@ -404,11 +515,21 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _paths(spec: type[BaseModel], model_options: type[ModelOptions], prefix: str = "") -> Iterator[str]:
+def _merged_spec(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `over`; if that names an optimizer, less what this one does not have."""
+    optimizer, chosen = base.get("optimizer"), over.get("optimizer")
+    if isinstance(optimizer, Mapping) and isinstance(chosen, Mapping) and "name" in chosen:
+        fields = _optimizer_kind(chosen).model_fields
+        base = {**base, "optimizer": {name: value for name, value in optimizer.items() if name in fields}}
+    return _merged(base, over)
+
+
+def _paths(spec: type[BaseModel], chosen: Mapping[Any, type[BaseModel]], prefix: str = "") -> Iterator[str]:
+    """The paths of a spec in which options of the types that `chosen` has are of the types that it says."""
     for name, field in spec.model_fields.items():
-        kind = model_options if field.annotation is ModelOptions else field.annotation
+        kind = chosen.get(field.annotation, field.annotation)
         if isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not Space:
-            yield from _paths(kind, model_options, f"{prefix}{name}.")
+            yield from _paths(kind, chosen, f"{prefix}{name}.")
         else:
             yield prefix + name
 
@@ -419,16 +540,28 @@ def _nearest(path: str, known: list[str]) -> str | None:
     same_leaf = [candidate for candidate in known if candidate.rpartition(".")[2] == leaf]
     if len(same_leaf) == 1:
         return same_leaf[0]
-    matches = difflib.get_close_matches(path, known, n=1)
+    # Nobody who types another word means `optimizer.name`, though it is like `optimizer.learning_rate`.
+    matches = difflib.get_close_matches(path, [path for path in known if not path.endswith(".name")], n=1)
     return matches[0] if matches else None
 
 
-def _explained(error: ValidationError, known: list[str]) -> str:
+def _other_optimizer_s(path: str, optimizer: type[OptimizerOptions]) -> str | None:
+    """What to say of a field that `optimizer` does not have but another does; none if `path` is no such field."""
+    part, _, field = path.partition(".")
+    if part != "optimizer" or not any(field in other.model_fields for other in OPTIMIZERS.values()):
+        return None
+    has = ", ".join(own for own in optimizer.model_fields if own != "name")
+    return f"{path}: {optimizer.model_fields['name'].default} has no {field}; it has {has}"
+
+
+def _explained(error: ValidationError, known: list[str], optimizer: type[OptimizerOptions]) -> str:
     """The first fault of a spec in one line: which field, what is wrong, what is valid."""
     first, *others = error.errors(include_url=False)
     path = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
+        if reason := _other_optimizer_s(path, optimizer):
+            return reason + more
         nearest = _nearest(path, known)
         hint = f"did you mean {nearest!r}?" if nearest else "`--dry-run` prints every field"
         return f"there is no field {path!r}; {hint}{more}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
@@ -34,6 +36,7 @@ def test_every_job_in_the_readme_has_a_valid_spec(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_ADDRESS", "")
     runner = CliRunner()
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
     (tmp_path / "my_space.toml").write_text(runner.invoke(app, ["spaces", "vae"]).stdout)
     result = runner.invoke(app, [*shlex.split(command)[1:], "--dry-run"])
     if " JOB" in command:

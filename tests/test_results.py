@@ -420,6 +420,14 @@ def test_samples_are_images_that_depend_on_the_seed_alone(search: Run) -> None:
     assert not torch.equal(results.sample(trained, 503, seed=2), images)
 
 
+@pytest.mark.parametrize(("prior", "name"), [("normal", "standard normal"), ("uniform", "uniform")])
+def test_a_prior_is_called_what_it_is(prior: str, name: str) -> None:
+    spec = TrainSpec.create("gan", {"model.arch": "mlp", "model.prior": prior})
+    own = results.TrainedModel(build_model(spec, ImageShape(1, 8, 8), CPU), spec, {}).prior
+    assert own is not None
+    assert own.name == name
+
+
 # Folders that cannot be read
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raygen import models, space
-from raygen.errors import SpecError
-from raygen.spec import Resources, TrainSpec, TuneSpec, resources
+from raygen.errors import SpaceError, SpecError
+from raygen.spec import OPTIMIZERS, Resources, TrainSpec, TuneSpec, resources
 
 ROOT = Path(__file__).parents[1]
 every_model = pytest.mark.parametrize("model", models.names())
@@ -121,7 +121,7 @@ def test_every_field_is_described(model: str) -> None:
     schema = TuneSpec.model_json_schema()
     parts = {name: part for name, part in schema["$defs"].items() if name.endswith("Options") or name == "Resources"}
     assert len(parts) >= 5
-    for part in parts.values():
+    for part in [*parts.values(), *(optimizer.model_json_schema() for optimizer in OPTIMIZERS.values())]:
         assert [name for name in undescribed(part) if name not in ("name", "space")] == []
 
 
@@ -182,17 +182,97 @@ def test_a_field_like_no_other() -> None:
         ("model.latent_dim", 10**9, "less than or equal to 65536"),
         ("model.hidden", [64, 0], "greater than or equal to 1, got 0"),
         ("model.hidden", "wide", "got 'wide'"),
+        ("model.decoder_hidden", "wide", "got 'wide'"),
+        ("model.activation", "rely", "'silu' or 'tanh', got 'rely'"),
         ("model.arch", "transformer", "'mlp' or 'conv', got 'transformer'"),
         ("model.sigma", float("inf"), "finite number"),
         ("data.image_size", 4, "greater than or equal to 8, got 4"),
         ("seed", -1, "greater than or equal to 0, got -1"),
         ("optimizer", 3, "OptimizerOptions, got 3"),
+        ("optimizer.name", "adm", "'sgd' or 'adadelta', got 'adm'"),
+        ("optimizer.name", [1], "'sgd' or 'adadelta', got [1]"),
     ],
 )
 def test_an_impossible_value_is_refused_with_field_and_range(path: str, value: Any, said: str) -> None:
     message = refusal("vae", {path: value})
     assert message.startswith(f"{path}: ")
     assert said in message
+
+
+def test_convolutions_have_no_decoder_of_their_own() -> None:
+    refused = (
+        "model.decoder_hidden: convolutions go backwards as they came; leave it out, or set model.arch=mlp, got [64]"
+    )
+    assert refusal("gan", {"model.decoder_hidden": [64]}) == refused
+    spec = TrainSpec.create("gan", {"model.arch": "mlp", "model.decoder_hidden": 64})
+    assert spec.model.decoder_hidden == (64,)
+    with pytest.raises(SpecError, match=r"model\.decoder_hidden"):
+        spec.with_settings({"model.arch": "conv"})
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [("vae", "discriminator_activation"), ("vae", "prior"), ("vaegan", "prior"), ("gan", "latent_activation")],
+)
+def test_forms_that_a_family_does_not_have(model: str, path: str) -> None:
+    assert f"there is no field 'model.{path}'" in refusal(model, {f"model.{path}": "tanh"})
+
+
+OWN_FIELDS = {
+    "adam": ["beta1", "beta2"],
+    "adamw": ["beta1", "beta2", "weight_decay"],
+    "rmsprop": ["alpha", "momentum"],
+    "sgd": ["momentum", "nesterov", "weight_decay"],
+    "adadelta": ["rho", "eps"],
+}
+SHARED_FIELDS = ["lr", "clip_norm", "schedule", "warmup_fraction"]
+
+
+@pytest.mark.parametrize("name", OWN_FIELDS)
+def test_an_optimizer_takes_its_own_fields_and_names_them_when_it_gets_another_s(name: str) -> None:
+    spec = TrainSpec.create("ae", {"optimizer.name": name})
+    assert_plain_json(spec)
+    assert list(spec.model_dump()["optimizer"]) == ["name", *SHARED_FIELDS, *OWN_FIELDS[name]]
+    for path in TrainSpec.paths("ae", type(spec.optimizer)):
+        assert spec.with_settings({path: value_at(spec, path)}) == spec
+    for field in set().union(*OWN_FIELDS.values()) - set(OWN_FIELDS[name]):
+        assert refusal("gan", {"optimizer.name": name, f"optimizer.{field}": 0.5}) == (
+            f"optimizer.{field}: {name} has no {field}; it has {', '.join([*SHARED_FIELDS, *OWN_FIELDS[name]])}"
+        )
+
+
+def test_adam_is_the_default_also_of_documents_that_name_no_optimizer() -> None:
+    spec = TrainSpec.create("gan", {"optimizer.beta2": 0.9})
+    document = spec.model_dump(mode="json")
+    assert document["optimizer"].pop("name") == "adam"
+    assert TrainSpec.model_validate(document) == spec
+
+
+def test_another_optimizer_keeps_what_both_have() -> None:
+    """A family's recipe, or the spec that a search's trials share, may set what another optimizer does not have."""
+    adamw = TrainSpec.create("gan", {"optimizer.name": "adamw", "optimizer.lr": 0.5})
+    assert adamw.model_dump(include={"optimizer": {"beta1", "lr"}})["optimizer"] == {"beta1": 0.5, "lr": 0.5}
+    sgd = adamw.with_settings({"optimizer.name": "sgd", "optimizer.momentum": 0.3})
+    assert (sgd.optimizer.lr, sgd.model_dump()["optimizer"]["momentum"]) == (0.5, 0.3)
+    assert sgd.with_settings({"optimizer.name": "adam"}).model_dump()["optimizer"]["beta1"] == 0.5, "the recipe's"
+    vary = {"optimizer.name": "adam,sgd,adadelta", "optimizer.lr": "1e-3..1e-1"}
+    search = TuneSpec.search_over(None, "gan", {}, vary=vary)
+    trial = search.trial_spec({"optimizer.name": "sgd", "optimizer.lr": 0.1})
+    assert trial.model_dump()["optimizer"].keys() == {"name", *SHARED_FIELDS, *OWN_FIELDS["sgd"]}
+
+
+def test_a_search_varies_what_its_optimizer_has() -> None:
+    settings = {"optimizer.name": "sgd"}
+    vary = {"optimizer.momentum": "0.5,0.9"}
+    assert TuneSpec.search_over(None, "ae", settings, vary=vary).search.space.parameters.keys() == vary.keys()
+    with pytest.raises(SpaceError, match=r"optimizer\.momentum: adam has no momentum; it has lr"):
+        TuneSpec.search_over(None, "ae", {}, vary=vary)
+
+
+def test_nesterov_needs_a_momentum() -> None:
+    settings = {"optimizer.name": "sgd", "optimizer.nesterov": True}
+    assert "set optimizer.momentum too, such as 0.9" in refusal("ae", settings)
+    assert TrainSpec.create("ae", {**settings, "optimizer.momentum": 0.9})
 
 
 def test_the_first_of_several_faults_is_told_and_the_others_counted() -> None:

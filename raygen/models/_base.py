@@ -131,10 +131,10 @@ class Reconstructor(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """A model with a standard normal prior over its latents."""
+    """A model that draws images from a prior over its latents: standard normal, or a map of what is."""
 
     def sample(self, latents: Tensor) -> Tensor:
-        """Latents [B, D] drawn from the prior to images [B, C, H, W] in [0, 1]."""
+        """Standard normal numbers [B, D] to images [B, C, H, W] in [0, 1]."""
 
 
 @runtime_checkable

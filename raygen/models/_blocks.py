@@ -7,12 +7,38 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from raygen.models._base import SMALLEST_SIDE, ImageShape
 from raygen.models._options import ModelOptions
+
+_ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    # The slope of Radford et al. 2016 (DCGAN).
+    "leaky-relu": partial(nn.LeakyReLU, 0.2),
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+
+def named_activation(name: str) -> nn.Module:
+    """The layer that an option calls `name`."""
+    return _ACTIVATIONS[name]()
+
+
+def from_prior(name: str, normal: Tensor) -> Tensor:
+    """Latents [B, D] from standard normal numbers [B, D]: these themselves, or numbers uniform in (-1, 1).
+
+    The normal distribution function Φ makes a standard normal number uniform in (0, 1), and 2 Φ(z) - 1 = erf(z / √2).
+    """
+    return torch.erf(normal / math.sqrt(2)) if name == "uniform" else normal
 
 
 def encoder(
@@ -34,9 +60,13 @@ def encoder(
 
 
 def decoder(options: ModelOptions, shape: ImageShape, activation: nn.Module) -> nn.Sequential:
-    """A network from latents [B, D] to image logits [B, C, H, W]: the encoder's layers backwards."""
+    """A network from latents [B, D] to image logits [B, C, H, W]: the encoder's layers backwards.
+
+    Dense ones may be of other sizes (`decoder_hidden`).
+    """
     if options.arch == "mlp":
-        sizes = [options.latent_dim, *reversed(options.hidden), math.prod(shape)]
+        hidden = options.hidden[::-1] if options.decoder_hidden is None else options.decoder_hidden
+        sizes = [options.latent_dim, *hidden, math.prod(shape)]
         return nn.Sequential(*_dense(sizes, activation), nn.Unflatten(1, tuple(shape)))
     pyramid, channels = _pyramid(shape, options.width)
     smallest = (channels[-1], *pyramid[-1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from raygen.models import _blocks
@@ -27,6 +27,9 @@ class Autoencoder(Model):
             (128, 64), description="dense layer sizes, image inwards; [] leaves only the bottleneck (arch mlp)"
         )
         loss: Literal["mse", "bce"] = Field("mse", description="squared error, or cross-entropy on logits")
+        latent_activation: Literal["none", "relu", "sigmoid", "tanh"] = Field(
+            "none", description="on the bottleneck itself"
+        )
         noise_std: float = Field(0.0, ge=0, description="standard deviation of noise on the inputs (denoising)")
 
     recipe = {"evaluation": {"objective": "val_mse"}}
@@ -35,8 +38,12 @@ class Autoencoder(Model):
         super().__init__(options, shape)
         self.loss = options.loss
         self.noise_std = options.noise_std
-        self.encoder = _blocks.encoder(options, shape, options.latent_dim, nn.ReLU())
-        self.decoder = _blocks.decoder(options, shape, nn.ReLU())
+        self.encoder = _blocks.encoder(
+            options, shape, options.latent_dim, _blocks.named_activation(options.activation)
+        )
+        if options.latent_activation != "none":
+            self.encoder.append(_blocks.named_activation(options.latent_activation))
+        self.decoder = _blocks.decoder(options, shape, _blocks.named_activation(options.activation))
 
     def encode(self, images: Tensor) -> Tensor:
         latents: Tensor = self.encoder(images)

@@ -21,19 +21,22 @@ from torch.nn import functional as F
 
 from raygen.models import _blocks
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Phase
-from raygen.models._options import ModelOptions, Sizes
+from raygen.models._options import AdversarialOptions, Sizes
 
 FEATURES = 256
 """Size of what a discriminator of pairs takes from the image, before it is joined with the latents."""
 
 
 class AutoencodingGAN(Model):
-    """Deterministic encoder, generator from a standard normal prior, and their discriminator."""
+    """Deterministic encoder, generator from a normal or uniform prior, and their discriminator."""
 
-    class Options(ModelOptions, frozen=True, extra="forbid"):
+    class Options(AdversarialOptions, frozen=True, extra="forbid"):
         name: Literal["aegan"] = "aegan"
         arch: Literal["mlp", "conv"] = Field("conv", description="dense layers or strided convolutions")
         latent_dim: int = Field(16, ge=1, le=65_536, description="size of the latent vector")
+        prior: Literal["normal", "uniform"] = Field(
+            "normal", description="of the latents: standard normal, or uniform in (-1, 1)"
+        )
         hidden: Sizes = Field((512, 256), description="dense layer sizes, from the image inwards (arch mlp)")
         judges: Literal["images", "pairs"] = Field(
             "images", description="what the discriminator sees: images, or images with their latents (ALI, BiGAN)"
@@ -45,6 +48,10 @@ class AutoencodingGAN(Model):
             (256,), description="dense layer sizes of the discriminator where it looks at latents"
         )
 
+        @property
+        def prior_name(self) -> str:
+            return "uniform" if self.prior == "uniform" else super().prior_name
+
     recipe = {
         "optimizer": {"beta1": 0.5},
         "training": {"ema_half_life_images": 10_000},
@@ -53,9 +60,12 @@ class AutoencodingGAN(Model):
 
     def __init__(self, options: Options, shape: ImageShape) -> None:
         super().__init__(options, shape)
+        self.prior = options.prior
         self.reconstruction = options.reconstruction
-        self.encoder = _blocks.encoder(options, shape, options.latent_dim, nn.ReLU())
-        self.generator = _blocks.decoder(options, shape, nn.ReLU())
+        self.encoder = _blocks.encoder(
+            options, shape, options.latent_dim, _blocks.named_activation(options.activation)
+        )
+        self.generator = _blocks.decoder(options, shape, _blocks.named_activation(options.activation))
         judge = _Pairs if options.judges == "pairs" else _Marginals
         self.discriminator = judge(options, shape)
 
@@ -68,7 +78,7 @@ class AutoencodingGAN(Model):
         return logits.sigmoid()
 
     def sample(self, latents: Tensor) -> Tensor:
-        return self.decode(latents)
+        return self.decode(_blocks.from_prior(self.prior, latents))
 
     def phases(self) -> list[Phase]:
         autoencoder = [*self.encoder.parameters(), *self.generator.parameters()]
@@ -82,19 +92,19 @@ class AutoencodingGAN(Model):
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy of telling encoded pairs (x, E(x)) from generated ones (G(z), z)."""
-        latents = batch.noise.normal("discriminator latents", self.latent_dim)
+        latents = _blocks.from_prior(self.prior, batch.noise.normal("discriminator latents", self.latent_dim))
         with torch.no_grad():
-            codes, samples = self.encode(batch.images).float(), self.sample(latents).float()
+            codes, samples = self.encode(batch.images).float(), self.decode(latents).float()
         encoded, generated = self.discriminator(batch.images, codes), self.discriminator(samples, latents)
         loss = (F.softplus(-encoded) + F.softplus(generated)).mean()
         return loss, {"encoded_logit": encoded.mean(), "generated_logit": generated.mean()}
 
     def _autoencoder_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Reconstruction error, and both kinds of pair mistaken for the other, in the form that does not saturate."""
-        latents = batch.noise.normal("autoencoder latents", self.latent_dim)
+        latents = _blocks.from_prior(self.prior, batch.noise.normal("autoencoder latents", self.latent_dim))
         codes = self.encode(batch.images)
         error = F.mse_loss(self.decode(codes).float(), batch.images)
-        generated = self.discriminator(self.sample(latents), latents)
+        generated = self.discriminator(self.decode(latents), latents)
         encoded = self.discriminator(batch.images, codes)
         # The first logit depends on the image, the last on the latents; for pairs there is one that does on both.
         adversarial = (F.softplus(-generated[:, 0]) + F.softplus(encoded[:, -1])).mean()
@@ -106,7 +116,7 @@ class _Marginals(nn.Module):
 
     def __init__(self, options: AutoencodingGAN.Options, shape: ImageShape) -> None:
         super().__init__()
-        activation = nn.LeakyReLU(0.2)
+        activation = _blocks.named_activation(options.discriminator_activation)
         self.images = _blocks.encoder(options, shape, 1, activation)
         self.latents = _blocks.dense([options.latent_dim, *options.latent_hidden, 1], activation)
 
@@ -120,7 +130,7 @@ class _Pairs(nn.Module):
 
     def __init__(self, options: AutoencodingGAN.Options, shape: ImageShape) -> None:
         super().__init__()
-        activation = nn.LeakyReLU(0.2)
+        activation = _blocks.named_activation(options.discriminator_activation)
         self.images = nn.Sequential(_blocks.encoder(options, shape, FEATURES, activation), activation)
         self.pairs = _blocks.dense([FEATURES + options.latent_dim, *options.latent_hidden, 1], activation)
 

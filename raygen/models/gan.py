@@ -1,8 +1,9 @@
 """Generative adversarial network: a generator trained against a discriminator.
 
-Goodfellow et al. 2014, "Generative adversarial nets" (non-saturating loss); Mao et al. 2017, "Least squares
-GANs"; Lim & Ye 2017, "Geometric GAN" (hinge); Gulrajani et al. 2017, "Improved training of Wasserstein GANs"
-(wgan-gp). The convolutional form follows Radford et al. 2016 (DCGAN) with GroupNorm in place of BatchNorm.
+Goodfellow et al. 2014, "Generative adversarial nets" (minimax: equation 1; and the non-saturating loss); Mao et al.
+2017, "Least squares GANs"; Lim & Ye 2017, "Geometric GAN" (hinge); Gulrajani et al. 2017, "Improved training of
+Wasserstein GANs" (wgan-gp). The convolutional form follows Radford et al. 2016 (DCGAN) with GroupNorm in place of
+BatchNorm.
 
 Against instability: Miyato et al. 2018, "Spectral normalization"; Mescheder et al. 2018, "Which training methods for
 GANs do actually converge?" (R1), lazily as in Karras et al. 2020 (StyleGAN2); Heusel et al. 2017, "GANs trained by
@@ -17,27 +18,30 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from raygen.models import _blocks
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Phase
-from raygen.models._options import ModelOptions, Sizes
+from raygen.models._options import AdversarialOptions, Sizes
 
 
 class GenerativeAdversarialNetwork(Model):
-    """Generator from standard normal latents to images, and the discriminator that judges them."""
+    """Generator from normal or uniform latents to images, and the discriminator that judges them."""
 
-    class Options(ModelOptions, frozen=True, extra="forbid"):
+    class Options(AdversarialOptions, frozen=True, extra="forbid"):
         name: Literal["gan"] = "gan"
         arch: Literal["mlp", "conv"] = Field("conv", description="dense layers or strided convolutions (DCGAN)")
         latent_dim: int = Field(64, ge=1, le=65_536, description="noise dimension")
+        prior: Literal["normal", "uniform"] = Field(
+            "normal", description="of the latents: standard normal, or uniform in (-1, 1)"
+        )
         hidden: Sizes = Field((512, 256), description="dense layer sizes, from the image inwards (arch mlp)")
-        loss: Literal["non-saturating", "lsgan", "hinge", "wgan-gp"] = Field(
+        loss: Literal["non-saturating", "minimax", "lsgan", "hinge", "wgan-gp"] = Field(
             "non-saturating", description="adversarial loss"
         )
         real_label: float = Field(
-            0.9, gt=0, le=1, description="one-sided label smoothing (losses non-saturating and lsgan)"
+            0.9, gt=0, le=1, description="one-sided label smoothing (losses non-saturating, minimax and lsgan)"
         )
         gradient_penalty: float | None = Field(
             None, ge=0, description="weight of the gradient penalty, with any loss; none: 10 for wgan-gp, else 0"
@@ -56,6 +60,10 @@ class GenerativeAdversarialNetwork(Model):
         discriminator_lr_scale: float = Field(
             1.0, gt=0, description="discriminator's learning rate, in units of the generator's (two time-scales)"
         )
+
+        @property
+        def prior_name(self) -> str:
+            return "uniform" if self.prior == "uniform" else super().prior_name
 
         @property
         def images_judged_together(self) -> int:
@@ -83,16 +91,20 @@ class GenerativeAdversarialNetwork(Model):
     def __init__(self, options: Options, shape: ImageShape) -> None:
         super().__init__(options, shape)
         self.options = options
-        self.generator = _blocks.decoder(options, shape, nn.ReLU())
+        self.generator = _blocks.decoder(options, shape, _blocks.named_activation(options.activation))
         pack_shape = shape._replace(channels=options.pack * shape.channels)
         self.discriminator = _blocks.encoder(
-            options, pack_shape, 1, nn.LeakyReLU(0.2), normalised=not options.spectral_norm
+            options,
+            pack_shape,
+            1,
+            _blocks.named_activation(options.discriminator_activation),
+            normalised=not options.spectral_norm,
         )
         if options.spectral_norm:
             _blocks.add_spectral_norm(self.discriminator)
 
     def sample(self, latents: Tensor) -> Tensor:
-        logits: Tensor = self.generator(latents)
+        logits: Tensor = self.generator(_blocks.from_prior(self.options.prior, latents))
         return logits.sigmoid()
 
     def phases(self) -> list[Phase]:
@@ -116,7 +128,7 @@ class GenerativeAdversarialNetwork(Model):
     def discriminator_loss_range(self) -> tuple[float, float] | None:
         label = self.options.real_label
         match self.options.loss:
-            case "non-saturating":
+            case "non-saturating" | "minimax":
                 entropy = -label * math.log(label) - (1 - label) * math.log1p(-label) if label < 1 else 0.0
                 return entropy, 2 * math.log(2)
             case "lsgan":
@@ -145,7 +157,7 @@ class GenerativeAdversarialNetwork(Model):
         reals, fakes = self._packs(batch.images), self._packs(samples)
         real, fake = self._judge(reals), self._judge(fakes)
         match self.options.loss:
-            case "non-saturating":
+            case "non-saturating" | "minimax":
                 labels = torch.full_like(real, self.options.real_label)
                 loss = F.binary_cross_entropy_with_logits(real, labels) + F.softplus(fake).mean()
             case "lsgan":
@@ -164,6 +176,9 @@ class GenerativeAdversarialNetwork(Model):
         match self.options.loss:
             case "non-saturating":
                 loss = F.softplus(-fake).mean()
+            case "minimax":
+                # log(1 - D(G(z))), which is flat as long as the discriminator sees through the generator.
+                loss = -F.softplus(fake).mean()
             case "lsgan":
                 loss = 0.5 * (fake - 1).square().mean()
             case "hinge" | "wgan-gp":

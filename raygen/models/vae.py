@@ -9,7 +9,7 @@ import math
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from raygen.models import _blocks
@@ -35,8 +35,10 @@ class VariationalAutoencoder(Model):
         self.likelihood = options.likelihood
         self.sigma = options.sigma
         self.beta = options.beta
-        self.encoder = _blocks.encoder(options, shape, 2 * options.latent_dim, nn.ReLU())
-        self.decoder = _blocks.decoder(options, shape, nn.ReLU())
+        self.encoder = _blocks.encoder(
+            options, shape, 2 * options.latent_dim, _blocks.named_activation(options.activation)
+        )
+        self.decoder = _blocks.decoder(options, shape, _blocks.named_activation(options.activation))
 
     def encode(self, images: Tensor) -> Tensor:
         """Means [B, D] of the approximate posterior of images [B, C, H, W]."""

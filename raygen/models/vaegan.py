@@ -10,12 +10,12 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from raygen.models import _blocks
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Phase
-from raygen.models._options import ModelOptions, Sizes
+from raygen.models._options import AdversarialOptions, Sizes
 
 FIRST_DENSE = 3
 """Modules up to the first dense layer's activation: flattening, the layer, its activation."""
@@ -31,7 +31,7 @@ class VariationalAutoencoderGAN(Model):
     worse than reconstructions: hence the higher `beta`.
     """
 
-    class Options(ModelOptions, frozen=True, extra="forbid"):
+    class Options(AdversarialOptions, frozen=True, extra="forbid"):
         name: Literal["vaegan"] = "vaegan"
         arch: Literal["mlp", "conv"] = Field("conv", description="dense layers or strided convolutions")
         latent_dim: int = Field(32, ge=1, le=65_536, description="size of the latent vector")
@@ -53,9 +53,11 @@ class VariationalAutoencoderGAN(Model):
         super().__init__(options, shape)
         self.beta = options.beta
         self.gamma = options.gamma
-        self.encoder = _blocks.encoder(options, shape, 2 * options.latent_dim, nn.ReLU())
-        self.decoder = _blocks.decoder(options, shape, nn.ReLU())
-        discriminator = _blocks.encoder(options, shape, 1, nn.LeakyReLU(0.2))
+        self.encoder = _blocks.encoder(
+            options, shape, 2 * options.latent_dim, _blocks.named_activation(options.activation)
+        )
+        self.decoder = _blocks.decoder(options, shape, _blocks.named_activation(options.activation))
+        discriminator = _blocks.encoder(options, shape, 1, _blocks.named_activation(options.discriminator_activation))
         last = len(discriminator) - 1
         compared = min(FIRST_DENSE, last) if options.arch == "mlp" else last
         self.features, self.verdict = discriminator[:compared], discriminator[compared:]

@@ -25,7 +25,7 @@ from raygen.data import Dataset
 from raygen.errors import CheckpointError, NonFiniteLossError, NonFiniteObjectiveError, SpecError, UnhealthyError
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Noise, Phase, derived_seed
 from raygen.spec import OptimizerOptions, TrainSpec
-from raygen.training import checkpoint, health
+from raygen.training import checkpoint, health, optimizers
 from raygen.training.checkpoint import Best, Progress, Trained
 from raygen.training.distributed import ALONE, Group
 from raygen.training.evaluation import evaluate, held_out_images
@@ -91,9 +91,7 @@ class Training:
         self.share = (rows.stop - rows.start) / spec.training.batch_size
         self.phases = model.phases()
         self.optimizers = {
-            phase.name: torch.optim.Adam(
-                phase.params, lr=spec.optimizer.lr, betas=(spec.optimizer.beta1, spec.optimizer.beta2), fused=True
-            )
+            phase.name: optimizers.build(spec.optimizer, phase.params)
             for phase in self.phases
             if phase.optimizer_of is None
         }

@@ -35,6 +35,20 @@ def test_dense_layers(hidden: list[int] | int, sizes: list[int]) -> None:
     assert bool(activations) == bool(hidden), "no activation on the bottleneck itself"
 
 
+def test_a_decoder_of_its_own() -> None:
+    model = autoencoder(ImageShape(1, 28, 28), hidden=[256], latent_dim=128, decoder_hidden=[])
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    assert [layers[0].in_features, *(layer.out_features for layer in layers)] == [784, 256, 128, 784]
+
+
+def test_the_bottleneck_s_own_activation() -> None:
+    plain = autoencoder()
+    for name, of in (("relu", torch.relu), ("sigmoid", torch.sigmoid), ("tanh", torch.tanh)):
+        model = autoencoder(latent_activation=name)
+        model.load_state_dict(plain.state_dict())
+        torch.testing.assert_close(model.encode(IMAGES), of(plain.encode(IMAGES)))
+
+
 def test_the_deep_form_is_the_default() -> None:
     deep = autoencoder(ImageShape(1, 28, 28), hidden=[128, 64], latent_dim=32)
     assert str(autoencoder(ImageShape(1, 28, 28))) == str(deep)

@@ -84,6 +84,18 @@ def test_only_pairs_are_judged_by_how_their_parts_go_together(judges: str) -> No
     assert (abs(together - swapped) > 1e-3) == (judges == "pairs")
 
 
+@torch.no_grad()
+def test_the_discriminator_sees_uniform_latents_where_the_prior_is(make_batch: MakeBatch) -> None:
+    model, batch = aegan(judges="pairs", prior="uniform"), make_batch(IMAGES)
+    seen: list[Tensor] = []
+    model.discriminator.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+    for phase, purpose, call in ((0, "discriminator latents", 1), (1, "autoencoder latents", 0)):
+        seen.clear()
+        model.phases()[phase].loss(batch)
+        uniform = 2 * torch.special.ndtr(batch.noise.normal(purpose, 5)) - 1
+        torch.testing.assert_close(seen[call], uniform, atol=1e-6, rtol=0)
+
+
 def test_without_reconstruction_pairs_are_a_bigan(make_batch: MakeBatch) -> None:
     """Then the loss of encoder and generator has no term that compares an image with its reconstruction."""
     model, batch = aegan(judges="pairs", reconstruction=0.0), make_batch(IMAGES)

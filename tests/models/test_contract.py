@@ -28,10 +28,16 @@ MakeBatch = Callable[..., Batch]
 SMALL = {"model.hidden": [32, 16], "model.width": 8, "model.latent_dim": 6, "optimizer.lr": 5e-3}
 SHAPES = [(1, 8, 8), (3, 8, 8), (1, 28, 28), (3, 9, 11), (1, 13, 32)]
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "ae": [{}, {"loss": "bce", "noise_std": 0.3}],
-    "vae": [{}, {"likelihood": "gaussian", "beta": 4.0}],
+    "ae": [
+        {},
+        {"loss": "bce", "noise_std": 0.3},
+        {"activation": "silu", "latent_activation": "tanh"},
+        {"arch": "mlp", "activation": "gelu", "decoder_hidden": [24, 8, 48]},
+    ],
+    "vae": [{}, {"likelihood": "gaussian", "beta": 4.0}, {"arch": "mlp", "activation": "elu"}],
     "gan": [
         {},
+        {"arch": "mlp", "loss": "minimax"},
         {"loss": "lsgan"},
         {"loss": "hinge"},
         {"loss": "wgan-gp"},
@@ -40,8 +46,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"spectral_norm": True, "loss": "hinge"},
         {"pack": 2, "r1": 0.1, "r1_every": 1, "spectral_norm": True, "loss": "hinge"},
         {"pack": 2, "loss": "wgan-gp"},
+        {"prior": "uniform", "activation": "leaky-relu", "discriminator_activation": "gelu"},
     ],
-    "aegan": [{}, {"judges": "pairs"}],
+    "aegan": [
+        {},
+        {"judges": "pairs"},
+        {"arch": "mlp", "prior": "uniform", "activation": "elu", "discriminator_activation": "silu"},
+    ],
+    "vaegan": [{}, {"arch": "mlp", "activation": "silu", "discriminator_activation": "elu"}],
 }
 
 PARTNERS = {"encoder"}
@@ -87,6 +99,7 @@ CASES = [
     for name in models.names()
     for arch in ("mlp", "conv")
     for variant in VARIANTS.get(name, [{}])
+    if variant.get("arch", arch) == arch
     for shape in (SHAPES if not variant else SHAPES[:1])
 ]
 

@@ -69,6 +69,18 @@ def test_non_saturating(real_label: float, make_batch: MakeBatch) -> None:
     assert losses(model, make_batch(REAL)) == pytest.approx((expected, -math.log(sigmoid(fake))), rel=1e-5)
 
 
+def test_minimax(make_batch: MakeBatch) -> None:
+    """Goodfellow et al. 2014, equation 1: the generator minimises what the discriminator maximises."""
+    model = gan(loss="minimax", real_label=1.0)
+    real, fake = judged(model)
+    value = sum(math.log(sigmoid(logit)) for logit in real.tolist()) / len(real) + math.log(1 - sigmoid(fake))
+    assert losses(model, make_batch(REAL)) == pytest.approx((-value, math.log(1 - sigmoid(fake))), rel=1e-5)
+    smoothed, other = gan(loss="minimax"), gan(loss="non-saturating")
+    other.load_state_dict(smoothed.state_dict())
+    assert losses(smoothed, make_batch(REAL))[0] == losses(other, make_batch(REAL))[0]
+    assert smoothed.discriminator_loss_range() == other.discriminator_loss_range()
+
+
 def test_least_squares(make_batch: MakeBatch) -> None:
     """Mao et al. 2017, equation 2, with targets 0 for fakes and the smoothed label for real images."""
     model = gan(loss="lsgan")
@@ -178,6 +190,25 @@ def test_the_average_of_the_weights_is_judged_and_kept(digits: Dataset, tmp_path
     images = held_out_images(digits.validation.images, trained.evaluation, CPU)
     [(name, value)] = evaluate(model, images, trained.evaluation).items()
     assert epoch.metrics[name] == pytest.approx(value, rel=1e-6)
+
+
+# Priors
+
+
+@pytest.mark.parametrize("name", ["gan", "aegan"])
+@torch.no_grad()
+def test_a_uniform_prior(name: str) -> None:
+    """Generated from the same standard normal numbers as ever, through the normal distribution function."""
+    options = {"model.arch": "mlp", "model.hidden": [], "model.latent_dim": 2}
+    made: Any = build_model(TrainSpec.create(name, {**options, "model.prior": "uniform"}), SHAPE, CPU)
+    normal = torch.randn(50_000, 2, generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    made.generator.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    made.sample(normal)
+    [latents] = seen
+    torch.testing.assert_close(latents, 2 * torch.distributions.Normal(0.0, 1.0).cdf(normal) - 1, atol=1e-6, rtol=0)
+    deciles = torch.histc(latents, bins=10, min=-1, max=1) / latents.numel()
+    torch.testing.assert_close(deciles, torch.full((10,), 0.1), atol=0.005, rtol=0)
 
 
 # Penalties

@@ -39,6 +39,28 @@ SPECS: dict[str, dict[str, Any]] = {
     "aegan": {"model.judges": "images"},
     "aegan-pairs": {"model.judges": "pairs"},
     "vaegan": {"training.ema_half_life_images": 1000},
+    "ae-rmsprop": {"model.arch": "mlp", "optimizer.name": "rmsprop", "optimizer.momentum": 0.5},
+    "ae-adadelta": {"model.arch": "mlp", "optimizer.name": "adadelta"},
+    "vae-adamw": {"model.arch": "mlp", "optimizer.name": "adamw", "optimizer.weight_decay": 0.1},
+    "gan-sgd": {
+        "model.arch": "mlp",
+        "optimizer.name": "sgd",
+        "optimizer.momentum": 0.9,
+        "optimizer.nesterov": True,
+    },
+    "ae-forms": {
+        "model.arch": "mlp",
+        "model.activation": "elu",
+        "model.latent_activation": "sigmoid",
+        "model.decoder_hidden": [16, 48],
+    },
+    "gan-forms": {
+        "model.arch": "mlp",
+        "model.loss": "minimax",
+        "model.prior": "uniform",
+        "model.activation": "gelu",
+        "model.discriminator_activation": "tanh",
+    },
 }
 every_model = pytest.mark.parametrize("model", SPECS)
 every_size = pytest.mark.parametrize("world_size", [2, 3])

@@ -44,6 +44,17 @@ SPECS: dict[str, dict[str, Any]] = {
     },
     "aegan": {"model.judges": "pairs"},
     "vaegan": {"optimizer.lr": 1e-3},
+    "ae-forms": {"model.activation": "elu", "model.latent_activation": "sigmoid", "model.decoder_hidden": [16, 48]},
+    "ae-rmsprop": {"optimizer.name": "rmsprop", "optimizer.momentum": 0.5},
+    "ae-adadelta": {"optimizer.name": "adadelta"},
+    "vae-adamw": {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1, "optimizer.warmup_fraction": 0.2},
+    "gan-sgd": {"optimizer.name": "sgd", "optimizer.momentum": 0.9, "optimizer.nesterov": True},
+    "gan-forms": {
+        "model.loss": "minimax",
+        "model.prior": "uniform",
+        "model.activation": "gelu",
+        "model.discriminator_activation": "tanh",
+    },
 }
 every_model = pytest.mark.parametrize("model", SPECS)
 

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raygen.spec import OptimizerOptions
+from raygen.spec import AdamOptions
 from raygen.training.loop import learning_rate_scale
 
 
 def scales(steps: int, **options: Any) -> list[float]:
-    chosen = OptimizerOptions(**options)
+    chosen = AdamOptions(**options)
     return [learning_rate_scale(chosen, step=step, steps=steps) for step in range(steps)]
 
 
