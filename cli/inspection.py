@@ -21,7 +21,11 @@ ORDER = "row i is the image at position index[i] of the source, counted from 0: 
 Picture = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")]
 Latents = Annotated[Path, typer.Option("--output", "-o", help="NPZ file to write.")]
 Scores = Annotated[Path, typer.Option("--output", "-o", help="CSV file to write.")]
-Samples = Annotated[int, typer.Option("--n", "-n", min=1, max=10_000, help="Images to draw.")]
+ImageOutput = Annotated[
+    Path,
+    typer.Option("--output", "-o", help="PNG file: one grid; NPZ file: uint8 [N, C, H, W]; folder: PNG files."),
+]
+Samples = Annotated[int, typer.Option("--n", "-n", min=1, max=1_000_000, help="Images to draw.")]
 Images = Annotated[int, typer.Option("--n", "-n", min=1, max=10_000, help="Validation images, the first ones.")]
 Columns = Annotated[int, typer.Option(min=1, max=1000, help="Pairs side by side.")]
 Steps = Annotated[int, typer.Option(min=2, max=1000, help="Images of a row, its two ends included.")]
@@ -36,18 +40,21 @@ SplitOption = Annotated[
 def sample(
     model: options.ModelPlace,
     count: Samples = 64,
-    output: Picture = Path("samples.png"),
+    output: ImageOutput = Path("samples.png"),
     seed: Seed = 0,
     prior: options.Prior = None,
     components: options.Components = None,
     storage: options.Storage = None,
 ) -> None:
-    """Draw images from a model's prior, or from a mixture fitted over its latents, as one PNG grid."""
-    files.check_writable(output)
-    trained = with_prior(api.load(model, storage=storage), prior, components)
-    from raygen import pictures, results
+    """Draw images from a model's prior, or from a mixture fitted over its latents, as a grid, an array or files.
 
-    pictures.save(pictures.grid(results.sample(trained, count, seed)), output)
+    An array and a folder are read by `--data`.
+    """
+    from raygen import image_files, results
+
+    image_files.check(output, count)
+    trained = with_prior(api.load(model, storage=storage), prior, components)
+    image_files.write(output, results.samples(trained, count, seed), (count, *trained.model.shape))
     source = f" (prior: {trained.prior.name})" if trained.fitted and trained.prior else ""
     console.say(f"{count} samples of {_about(trained)}{source} in {output}")
 

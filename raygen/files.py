@@ -1,8 +1,9 @@
-"""Files that a person asked for: written whole or not at all, and refused in one line before any work is done."""
+"""Files and folders that a person asked for: written whole or not at all, and refused before any work is done."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,3 +39,36 @@ def whole(path: Path) -> Iterator[Path]:
         if not is_device:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def check_folder_writable(path: Path) -> None:
+    """Raise RunError if `path` is no empty folder and none can be made there; hidden files do not count."""
+    if path.is_dir():
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            raise RunError(f"cannot write {path}: it is read-only; name another folder")
+        if any(not each.name.startswith(".") for each in path.iterdir()):
+            raise RunError(f"cannot write {path}: the folder is not empty; name a new one")
+        return
+    if os.path.lexists(path):
+        raise RunError(f"cannot write {path}: it is a file; name a folder")
+    check_writable(path)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill; what is in it moves to `path`, made if need be, when the block ends; raises RunError."""
+    check_folder_writable(path)
+    is_new = not path.exists()
+    partial = path / f".{os.getpid()}.partial"  # inside: the folder may be where another disk begins
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for each in list(partial.iterdir()):
+            each.rename(path / each.name)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):
+                path.rmdir()  # of what has failed: a folder that holds something stays

@@ -32,7 +32,7 @@ LAYERS = [
     ["training"],
     ["plan"],
     ["spec"],
-    ["metrics"],
+    ["metrics", "image_files"],
     ["models", "data", "space", "pictures"],
     ["files", "capacity", "versions"],
     ["errors"],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,9 +20,11 @@ from typer.testing import CliRunner, Result
 import raygen
 from cli import options
 from cli.main import app
-from raygen import evaluation, prior
+from raygen import api, data, evaluation, image_files, inspection, prior, results
 from raygen.data import Dataset
+from tests.test_readme import commands
 
+LOOKING = ("sample", "reconstruct", "interpolate", "encode", "score")
 CELL = 34  # 8 pixels, four times enlarged, and a border of one
 
 
@@ -54,6 +58,40 @@ def test_a_gan_is_sampled_from_its_prior(trained: CliRunner) -> None:
     said = run(trained, "sample gan --n 12 -o grid.png").stderr
     assert size("grid.png") == (4 * CELL, 3 * CELL)
     assert "12 samples of trial 1 (val_frechet" in said
+
+
+def test_samples_are_data_for_the_next_training(trained: CliRunner, trained_storage: Path, tmp_path: Path) -> None:
+    Path("empty").mkdir()
+    for output in ("samples.npz", "folder", "empty"):
+        assert "1203 samples of trial 1 (val_frechet" in run(trained, f"sample gan --n 1203 -o {output}").stderr
+    model = raygen.load("gan", storage=trained_storage)
+    drawn = results.sample(model, 1203, seed=0)
+    for output in ("samples.npz", "folder", "empty"):
+        read = inspection.select(api.load_images(model, source=str(tmp_path / output)), "all").images
+        assert read.dtype == torch.uint8
+        assert torch.equal(read, (255 * drawn).round().to(torch.uint8)), "in the order in which they were drawn"
+    with np.load("samples.npz") as found:
+        assert found.files == ["images"]
+    assert sorted(os.listdir("folder"))[:2] == ["0000.png", "0001.png"]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+def test_a_million_samples_would_fit_in_memory(tmp_path: Path) -> None:
+    drawn: list[weakref.ref[torch.Tensor]] = []
+
+    def batches() -> Iterator[torch.Tensor]:
+        for number in range(20):
+            assert sum(batch() is not None for batch in drawn) <= 1, "those before are gone"
+            images = torch.full((5, 3, 8, 8), number / 20)
+            drawn.append(weakref.ref(images))
+            yield images
+
+    image_files.write(tmp_path / "images.npz", batches(), (100, 3, 8, 8))
+    image_files.write(tmp_path / "folder", batches(), (100, 3, 8, 8))
+    dataset = data.load(data.DataOptions(source=str(tmp_path / "folder")))
+    assert dataset.shape == (3, 8, 8)
+    with np.load(tmp_path / "images.npz") as found:
+        assert (inspection.select(dataset, "all").images.numpy() == found["images"]).all()
 
 
 def test_an_autoencoder_is_sampled_from_a_mixture(trained: CliRunner) -> None:
@@ -190,7 +228,12 @@ REFUSED = {
     "encode nothing": "there is no run 'nothing'",
     "encode bare.safetensors": "has no spec.json beside it",
     "sample gan -o no/grid.png": "No such file or directory; make the folder no first",
-    "sample gan -o folder": "it is a folder; name a file in it",
+    "sample gan -o folder": "cannot write folder: the folder is not empty; name a new one",
+    "sample gan -o folder/a": "cannot write folder/a: it is a file; name a folder",
+    "sample gan -o folder/a/b": "make the folder folder/a first",
+    "sample gan -o samples.jpg": "an array in a .npz file, or files in a folder",
+    "sample gan -n 10001": "a grid holds 10000 images at most, not 10001: write a .npz file or a folder",
+    "sample ae -o samples.npz": "'ae' cannot be sampled",
     "reconstruct ae -o no/pairs.png": "cannot write no/pairs.png",
     "interpolate ae -o folder": "cannot write folder",
     "encode ae -o folder": "cannot write folder",
@@ -223,6 +266,7 @@ REFUSED = {
 def test_bad_input_gets_one_line_and_code_2(trained: CliRunner, tmp_path: Path, command: str) -> None:
     np.save("wide.npy", np.zeros((20, 9, 12), dtype=np.uint8))
     Path("folder").mkdir()
+    Path("folder/a").touch()
     Path("bare.safetensors").touch()
     result = trained.invoke(app, command.split())
     assert result.exit_code == 2, result.output
@@ -247,5 +291,20 @@ def test_a_link_stays_a_link_and_a_device_a_device(trained: CliRunner, tmp_path:
     assert Path("linked.png").is_symlink()
     assert size("target.png") == (8 * CELL, 8 * CELL)
     run(trained, "score ae -o /dev/null")
+    run(trained, "sample gan -o /dev/null")
     assert Path("/dev/null").is_char_device()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+# The README
+
+
+def test_the_readme_looks_at_models_as_it_says(trained: CliRunner) -> None:
+    Path("photos").mkdir()
+    for number, image in enumerate(source_pixels()[:50]):
+        Image.fromarray(image).save(f"photos/{number}.png")
+    shown = [line.split()[1:] for line in commands() if line.split()[1] in LOOKING]
+    assert {words[0] for words in shown} == set(LOOKING)
+    for words in shown:
+        run(trained, " ".join({"JOB": "vae", "AE": "ae"}.get(word, word) for word in words))
+        assert Path(words[words.index("-o") + 1]).exists()
