@@ -1,4 +1,4 @@
-"""`raygen sample`, `reconstruct`, `interpolate`, `encode` and `score`: looking closely at a trained model."""
+"""`raygen sample`, `reconstruct`, `interpolate`, `encode`, `decode`, `score`: looking closely at a trained model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from raygen.errors import SpecError
 
 if TYPE_CHECKING:
     from raygen.inspection import Selection
+    from raygen.latents import Sizes
     from raygen.results import TrainedModel
 
-ORDER = "row i is the image at position index[i] of the source, counted from 0: sorted paths, or rows of an array"
-
 Picture = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")]
+LatentFile = Annotated[
+    Path, typer.Argument(metavar="LATENTS", help="NPZ file that `raygen encode` has written.", show_default=False)
+]
 Latents = Annotated[Path, typer.Option("--output", "-o", help="NPZ file to write.")]
 Scores = Annotated[Path, typer.Option("--output", "-o", help="CSV file to write.")]
 ImageOutput = Annotated[
@@ -112,28 +114,40 @@ def encode(
     image_size: options.ImageSize = None,
     storage: options.Storage = None,
 ) -> None:
-    """Write the latents of images, with their labels where there are any, as NPZ."""
+    """Write the latents of images, with their labels where there are any, as NPZ, and say what decoding them loses."""
     files.check_writable(output)
     trained = api.load(model, storage=storage)
-    import numpy as np
-
-    from raygen import inspection
+    from raygen import inspection, latents
 
     inspection.require_encoder(trained)
     name, chosen = _chosen(trained, split, data, data_root, image_size)
-    latents = inspection.encode(trained, chosen.images).numpy()
-    labels = {} if chosen.labels is None else {"labels": chosen.labels.numpy()}
-    with files.whole(output) as partial, partial.open("wb") as file:
-        np.savez(
-            file,
-            allow_pickle=False,
-            latents=latents,
-            index=chosen.positions.numpy(),
-            split=np.array(chosen.part_names),
-            order=np.array(ORDER),
-            **labels,
-        )
-    console.say(f"latents [{len(latents)}, {latents.shape[1]}] of {name} by {_about(trained)} in {output}; {ORDER}")
+    latents.save(trained, chosen, output)
+    shape = [len(chosen.images), trained.model.latent_dim]
+    console.say(f"latents {shape} of {name} by {_about(trained)} in {output}; {latents.ORDER}")
+    console.say(_about_sizes(latents.sizes(trained, len(chosen.images))))
+    found = latents.round_trip(trained, chosen.images)
+    console.say(
+        f"decoded again: PSNR {found.psnr_db:.2f} dB, SSIM {found.ssim:.3f}, means over {found.images} of the images"
+    )
+
+
+def decode(
+    model: options.ModelPlace,
+    source: LatentFile,
+    output: ImageOutput = Path("images.npz"),
+    storage: options.Storage = None,
+) -> None:
+    """Turn the latents that `raygen encode` wrote into images again, as an array, files or a grid.
+
+    An array keeps the labels; it and a folder are read by `--data`.
+    """
+    from raygen import image_files, latents
+
+    image_files.check(output, 0)
+    trained = api.load(model, storage=storage)
+    count = latents.decode(trained, source, output)
+    console.say(f"{count} images decoded by {_about(trained)} in {output}")
+    console.say(_about_sizes(latents.sizes(trained, count)))
 
 
 def score(
@@ -195,6 +209,14 @@ def _write_scores(path: Path, chosen: Selection, name: str, scores: list[float])
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _about_sizes(sizes: Sizes) -> str:
+    """The bytes of images and of their latents, and their ratio."""
+    return (
+        f"{sizes.pixel_bytes:,} bytes of pixels in 8 bits, {sizes.latent_bytes:,} bytes of latents in float32: "
+        f"compression ratio {sizes.ratio:.3g}"
+    )
 
 
 def _about(trained: TrainedModel) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -47,33 +48,40 @@ def check(path: Path, count: int) -> None:
         raise SpecError(f"a grid holds {MOST_IN_GRID} images at most, not {count}: write a .npz file or a folder")
 
 
-def write(path: Path, batches: Iterable[Tensor], shape: tuple[int, int, int, int]) -> None:
+def write(
+    path: Path,
+    batches: Iterable[Tensor],
+    shape: tuple[int, int, int, int],
+    labels: NDArray[np.int64] | None = None,
+) -> None:
     """Write images of `shape` (N, C, H, W) that come in batches [B, C, H, W] in [0, 1], whole or not at all.
 
-    The array is called `images`, uint8 [N, C, H, W] in 0..255; the files of a folder are named by their number from 0.
-    Both are what `--data` reads, in the same order. But for a grid only one batch is in memory at a time. Raises as
-    `check` does.
+    The array is called `images`, uint8 [N, C, H, W] in 0..255, beside it `labels`, int64 [N], if they are given; the
+    files of a folder are named by their number from 0. Both are what `--data` reads, in the same order. But for a grid
+    only one batch is in memory at a time. Raises as `check` does.
     """
     check(path, shape[0])
     kind = form(path)
     if kind == "grid":
         pictures.save(pictures.grid(torch.cat(list(batches))), path)
     elif kind == "array":
-        _write_array(path, batches, shape)
+        _write_array(path, batches, shape, labels)
     else:
         _write_folder(path, batches, shape[0])
 
 
-def _write_array(path: Path, batches: Iterable[Tensor], shape: tuple[int, int, int, int]) -> None:
+def _write_array(
+    path: Path, batches: Iterable[Tensor], shape: tuple[int, int, int, int], labels: NDArray[np.int64] | None
+) -> None:
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
-    with (
-        files.whole(path) as partial,
-        zipfile.ZipFile(partial, "w") as archive,
-        archive.open("images.npy", "w", force_zip64=True) as file,
-    ):
-        np.lib.format.write_array_header_1_0(file, header)
-        for batch in batches:
-            file.write(pictures.in_bytes(batch).cpu().numpy().tobytes())
+    with files.whole(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for batch in batches:
+                file.write(pictures.in_bytes(batch).cpu().numpy().tobytes())
+        if labels is not None:
+            with archive.open("labels.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, labels, allow_pickle=False)
 
 
 def _write_folder(path: Path, batches: Iterable[Tensor], count: int) -> None:

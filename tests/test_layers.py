@@ -22,7 +22,7 @@ LAYERS = [
     ["comparison"],
     ["evaluation", "queue"],
     ["spread"],
-    ["prior"],
+    ["prior", "latents"],
     ["inspection"],
     ["search_plot"],
     ["search_insight"],

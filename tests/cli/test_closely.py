@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -20,11 +21,12 @@ from typer.testing import CliRunner, Result
 import raygen
 from cli import options
 from cli.main import app
-from raygen import api, data, evaluation, image_files, inspection, prior, results
+from raygen import api, data, evaluation, image_files, inspection, latents, prior, results
 from raygen.data import Dataset
+from raygen.metrics import ssim
 from tests.test_readme import commands
 
-LOOKING = ("sample", "reconstruct", "interpolate", "encode", "score")
+LOOKING = ("sample", "reconstruct", "interpolate", "encode", "decode", "score")
 CELL = 34  # 8 pixels, four times enlarged, and a border of one
 
 
@@ -154,6 +156,36 @@ def test_latents_lie_in_the_order_of_the_source(trained: CliRunner, trained_stor
     assert error < 0.5 * images.var(), "what was encoded can be decoded"
 
 
+@pytest.mark.parametrize("model", ["ae", "vae"])
+def test_what_is_encoded_can_be_decoded(trained: CliRunner, model: str, trained_storage: Path, tmp_path: Path) -> None:
+    encoded = run(trained, f"encode {model} --split test").stderr
+    decoded = run(trained, f"decode {model} latents.npz -o images.npz").stderr
+    for said in (encoded, decoded):  # 8 · 8 bytes an image, 6 · 4 of its latents
+        assert "11,520 bytes of pixels in 8 bits, 4,320 bytes of latents in float32: compression ratio 2.67" in said
+    originals = inspection.select(data.load(data.DataOptions()), "test")
+    with np.load("images.npz") as found:
+        images, labels = found["images"], found["labels"]
+    assert originals.labels is not None
+    assert (labels == originals.labels.numpy()).all()
+    told = re.search(r"PSNR (\S+) dB, SSIM (\S+), means over 180 of the images", encoded)
+    assert told
+    errors = ((images / 255 - originals.images.numpy() / 255) ** 2).mean(axis=(1, 2, 3))
+    assert float(told[1]) == pytest.approx(-10 * np.log10(errors).mean(), abs=0.02)
+    similarity = ssim.similarities(torch.from_numpy(images) / 255, originals.images.float() / 255).mean()
+    assert float(told[2]) == pytest.approx(similarity.item(), abs=0.002)
+    run(trained, f"decode {model} latents.npz -o folder")
+    again = api.load_images(raygen.load(model, storage=trained_storage), source=str(tmp_path / "folder"))
+    assert (inspection.select(again, "all").images.numpy() == images).all()
+
+
+def test_many_images_are_measured_by_some(trained_storage: Path) -> None:
+    model = raygen.load("ae", storage=trained_storage)
+    images = torch.from_numpy(source_pixels()[:, None])
+    found, alone = latents.round_trip(model, images.repeat(2, 1, 1, 1)), latents.round_trip(model, images)
+    assert (found.images, alone.images) == (2000, 1797)
+    assert found.psnr_db == pytest.approx(alone.psnr_db, rel=0.01)
+
+
 def test_validation_images_are_what_is_encoded_unless_told_otherwise(trained: CliRunner) -> None:
     run(trained, "encode vae -o validation.npz")
     for split in ("train", "test"):
@@ -225,6 +257,15 @@ REFUSED = {
     "encode ae --data wide.npy": "the model takes images of 8×8 with 1 channel, but wide has 9×12 with 1 channel",
     "encode ae --image-size 3": "data.image_size",
     "encode ae --split rest": "--split",
+    "decode ae wide.npy": "wide.npy holds no array `latents`: name a .npz file that `raygen encode` has written",
+    "decode ae nothing.npz": "cannot read the latents nothing.npz (No such file or directory)",
+    "decode ae bare.safetensors": "cannot read the latents bare.safetensors (damaged, or of another format)",
+    "decode ae narrow.npz": "float32 of shape [20, 5]; this model decodes floats of shape [N, 6]",
+    "decode ae infinite.npz": "`latents` holds values that are not finite",
+    "decode ae mislabelled.npz": "`labels` is int64 of shape [3]; the classes of 20 latents",
+    "decode gan narrow.npz": "gan has no encoder",
+    "decode ae narrow.npz -o no/images.npz": "cannot write no/images.npz",
+    "decode ae narrow.npz -o images.tar": "an array in a .npz file, or files in a folder",
     "encode nothing": "there is no run 'nothing'",
     "encode bare.safetensors": "has no spec.json beside it",
     "sample gan -o no/grid.png": "No such file or directory; make the folder no first",
@@ -265,6 +306,11 @@ REFUSED = {
 @pytest.mark.parametrize("command", REFUSED)
 def test_bad_input_gets_one_line_and_code_2(trained: CliRunner, tmp_path: Path, command: str) -> None:
     np.save("wide.npy", np.zeros((20, 9, 12), dtype=np.uint8))
+    zeros = np.zeros((20, 6), dtype=np.float32)
+    np.savez("narrow.npz", latents=zeros[:, :5])
+    np.savez("infinite.npz", latents=zeros + np.inf)
+    np.savez("mislabelled.npz", latents=zeros, labels=np.arange(3))
+    given = sorted(path.name for path in tmp_path.iterdir())
     Path("folder").mkdir()
     Path("folder/a").touch()
     Path("bare.safetensors").touch()
@@ -274,7 +320,7 @@ def test_bad_input_gets_one_line_and_code_2(trained: CliRunner, tmp_path: Path, 
     *left_out, line = result.stderr.splitlines()
     assert all(said.startswith("left out: ") for said in left_out)
     assert REFUSED[command] in line
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare.safetensors", "folder", "wide.npy"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([*given, "bare.safetensors", "folder", "a"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
