@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,29 +42,47 @@ def whole(path: Path) -> Iterator[Path]:
                 partial.unlink(missing_ok=True)
 
 
-def check_folder_writable(path: Path) -> None:
-    """Raise RunError if `path` is no empty folder and none can be made there; hidden files do not count."""
+def check_folder_writable(path: Path, *, replaces: str | None = None) -> None:
+    """Raise RunError if `path` is no empty folder and none can be made there; hidden files do not count.
+
+    Nor do files and folders whose names match the regular expression `replaces`.
+    """
     if path.is_dir():
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             raise RunError(f"cannot write {path}: it is read-only; name another folder")
-        if any(not each.name.startswith(".") for each in path.iterdir()):
-            raise RunError(f"cannot write {path}: the folder is not empty; name a new one")
+        for each in _visible(path):
+            if replaces is None:
+                raise RunError(f"cannot write {path}: the folder is not empty; name a new one")
+            if not re.fullmatch(replaces, each.name):
+                raise RunError(f"cannot write {path}: it holds {each.name}, which must not be lost; name a new folder")
         return
     if os.path.lexists(path):
         raise RunError(f"cannot write {path}: it is a file; name a folder")
     check_writable(path)
 
 
+def _visible(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+
+
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; what is in it moves to `path`, made if need be, when the block ends; raises RunError."""
-    check_folder_writable(path)
+def whole_folder(path: Path, *, replaces: str | None = None) -> Iterator[Path]:
+    """A folder to fill; what is in it moves to `path`, made if need be, when the block ends.
+
+    There it takes the place of all that `replaces` matches. Raises as `check_folder_writable` does.
+    """
+    check_folder_writable(path, replaces=replaces)
     is_new = not path.exists()
     partial = path / f".{os.getpid()}.partial"  # inside: the folder may be where another disk begins
+    new, old = partial / "new", partial / "old"
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        for each in list(partial.iterdir()):
+        new.mkdir(parents=True)
+        old.mkdir()
+        yield new
+        check_folder_writable(path, replaces=replaces)
+        for each in _visible(path):
+            each.rename(old / each.name)
+        for each in list(new.iterdir()):
             each.rename(path / each.name)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error

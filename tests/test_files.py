@@ -65,6 +65,24 @@ def test_a_folder_is_filled_when_all_is_there(tmp_path: Path) -> None:
             pass
 
 
+def test_only_what_may_be_replaced_is(tmp_path: Path) -> None:
+    for name in ("1", "2", ".hidden"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").touch()
+    with files.whole_folder(tmp_path, replaces=r"\d+") as partial:
+        (partial / "1").mkdir()
+        assert (tmp_path / "1" / "old").exists()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".hidden", "1", "old"]
+    (tmp_path / "notes.txt").touch()
+    with (
+        pytest.raises(RunError, match=r"it holds notes.txt, which must not be lost"),
+        files.whole_folder(tmp_path, replaces=r"\d+"),
+    ):
+        pass
+    assert (tmp_path / "notes.txt").exists()
+    assert (tmp_path / "1").exists()
+
+
 def interrupted_in(folder: Path) -> None:
     with files.whole_folder(folder) as partial:
         (partial / "a.png").touch()

@@ -24,7 +24,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="session")
 def trained_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage with finished runs; only cards are written into it."""
+    """A storage with finished runs, and one that has not begun; only cards are written into it."""
     storage = tmp_path_factory.mktemp("trained")
     for name, (family, settings) in RUNS.items():
         spec = TrainSpec.create(
@@ -46,6 +46,7 @@ def trained_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         trial.set_status("finished")
         run.set_status("finished")
         results.collect_best(run)
+    Run.create(storage, "train", TrainSpec.create("ae", {}), PLAN, "min", name="untrained")
     return storage
 
 

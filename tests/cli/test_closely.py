@@ -26,7 +26,7 @@ from raygen.data import Dataset
 from raygen.metrics import ssim
 from tests.test_readme import commands
 
-LOOKING = ("sample", "reconstruct", "interpolate", "encode", "decode", "score")
+LOOKING = ("get", "sample", "reconstruct", "interpolate", "encode", "decode", "score")
 CELL = 34  # 8 pixels, four times enlarged, and a border of one
 
 
@@ -228,6 +228,22 @@ def test_noise_is_stranger_than_digits(trained: CliRunner) -> None:
 # Where models are found
 
 
+def test_the_best_models_are_taken_out_of_a_storage(trained: CliRunner, trained_storage: Path) -> None:
+    def files_in(folder: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    assert "1 best model of vae in models, the very best in models/1" in run(trained, "get vae -o models").stderr
+    whole = files_in(trained_storage / "vae" / "best")
+    assert {"1/spec.json", "1/model.safetensors", "1/metrics.json", "1/samples.png"} <= set(whole)
+    assert files_in(Path("models")) == whole
+    run(trained, "sample models/1 -o here.png")
+    run(trained, "sample vae -o there.png")
+    assert Path("here.png").read_bytes() == Path("there.png").read_bytes()
+    shutil.copytree("models/1", "models/2")
+    run(trained, "get ae -o models --replace")
+    assert files_in(Path("models")) == files_in(trained_storage / "ae" / "best")
+
+
 def test_a_best_folder_and_a_file_outside_any_run_serve_as_well(
     trained: CliRunner, trained_storage: Path, tmp_path: Path
 ) -> None:
@@ -266,6 +282,12 @@ REFUSED = {
     "decode gan narrow.npz": "gan has no encoder",
     "decode ae narrow.npz -o no/images.npz": "cannot write no/images.npz",
     "decode ae narrow.npz -o images.tar": "an array in a .npz file, or files in a folder",
+    "get nothing": "there is no run 'nothing'",
+    "get untrained": "untrained has no best checkpoint 1 (state: waiting)",
+    "get ae -o folder": "cannot write folder: the folder is not empty; name a new one",
+    "get ae -o folder --replace": "cannot write folder: it holds a, which must not be lost; name a new folder",
+    "get ae -o bare.safetensors": "it is a file; name a folder",
+    "get ae -o no/models": "make the folder no first",
     "encode nothing": "there is no run 'nothing'",
     "encode bare.safetensors": "has no spec.json beside it",
     "sample gan -o no/grid.png": "No such file or directory; make the folder no first",
