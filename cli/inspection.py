@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,6 +25,17 @@ Scores = Annotated[Path, typer.Option("--output", "-o", help="CSV file to write.
 ImageOutput = Annotated[
     Path,
     typer.Option("--output", "-o", help="PNG file: one grid; NPZ file: uint8 [N, C, H, W]; folder: PNG files."),
+]
+FalseAlarms = Annotated[
+    float | None,
+    typer.Option(
+        metavar="PART",
+        help="Also tell which images lie beyond a threshold that this part of normal validation images exceeds.",
+    ),
+]
+WorstPicture = Annotated[
+    Path | None,
+    typer.Option("--picture", metavar="PNG", help="Draw the worst, their reconstructions and where these err."),
 ]
 Samples = Annotated[int, typer.Option("--n", "-n", min=1, max=1_000_000, help="Images to draw.")]
 Images = Annotated[int, typer.Option("--n", "-n", min=1, max=10_000, help="Validation images, the first ones.")]
@@ -78,7 +88,7 @@ def reconstruct(
 
     inspection.require_encoder(trained)
     dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size)
-    images, rebuilt = inspection.reconstruct(trained, dataset, count)
+    images, rebuilt = inspection.reconstruct(trained, dataset.validation.images[:count])
     pictures.save(pictures.pairs(images, rebuilt, min(columns, len(images))), output)
     console.say(
         f"{len(images)} validation images of {dataset.name} above reconstructions by {_about(trained)} in {output}"
@@ -154,6 +164,8 @@ def score(
     model: options.ModelPlace,
     output: Scores = Path("scores.csv"),
     split: SplitOption = None,
+    false_alarms: FalseAlarms = None,
+    picture: WorstPicture = None,
     seed: Seed = 0,
     data: options.OtherData = None,
     data_root: options.DataRoot = None,
@@ -161,15 +173,30 @@ def score(
     storage: options.Storage = None,
 ) -> None:
     """Write how strange each image is to the model, as CSV: its negative ELBO, or its reconstruction error."""
-    files.check_writable(output)
+    for path in (output, picture) if picture else (output,):
+        files.check_writable(path)
     trained = api.load(model, storage=storage)
-    from raygen import inspection
+    from raygen import anomaly, inspection, pictures
 
     inspection.require_encoder(trained)
     source, chosen = _chosen(trained, split, data, data_root, image_size)
     name, scores = inspection.score(trained, chosen.images, seed)
-    _write_scores(output, chosen, name, scores.tolist())
+    limit = None
+    if false_alarms is not None:
+        limit = anomaly.calibrate(trained, api.load_images(trained, root=data_root), false_alarms, seed)
+    anomaly.save(chosen, name, scores, limit, output)
     console.say(f"{name} of {len(scores)} images of {source} by {_about(trained)} in {output}")
+    if limit is not None:
+        beyond = int(limit.is_exceeded(scores).sum())
+        console.say(
+            f"threshold {limit.value:.5g}, beyond which {false_alarms:.3g} of normal images are expected at most, "
+            f"from {limit.images} validation images: {beyond} of these {len(scores)} are beyond it"
+        )
+    if picture is not None:
+        rows = anomaly.worst(scores)
+        pictures.save(anomaly.picture(trained, chosen.images[rows]), picture)
+        indices = ", ".join(map(str, chosen.positions[rows].tolist()))
+        console.say(f"the worst {len(rows)} in {picture}, from the left index {indices}")
 
 
 def _chosen(
@@ -199,16 +226,6 @@ def with_prior(trained: TrainedModel, prior: Literal["gmm"] | None, components: 
 
     inspection.require_encoder(trained, "leave out --prior gmm")
     return priors.with_mixture(trained, api.load_images(trained), components or priors.COMPONENTS)
-
-
-def _write_scores(path: Path, chosen: Selection, name: str, scores: list[float]) -> None:
-    """A line for each image: position in the source, label where there are any, split, score."""
-    labels = {} if chosen.labels is None else {"label": chosen.labels.tolist()}
-    columns = {"index": chosen.positions.tolist(), **labels, "split": chosen.part_names, name: scores}
-    with files.whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
 
 
 def _about_sizes(sizes: Sizes) -> str:

@@ -14,7 +14,7 @@ from raygen.data import Dataset, Split
 from raygen.errors import RunError
 from raygen.metrics import _anomaly
 from raygen.models._base import Reconstructor, Sampler
-from raygen.results import TrainedModel, check_shape
+from raygen.results import TrainedModel
 
 CHUNK_IMAGES = 500
 
@@ -79,14 +79,10 @@ def encode(trained: TrainedModel, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruct(trained: TrainedModel, dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
-    """The first validation images and their reconstructions, each [N, C, H, W] in [0, 1].
-
-    Raises RunError without an encoder, SpecError for images of another shape.
-    """
+def reconstruct(trained: TrainedModel, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, C, H, W] and their reconstructions, each in [0, 1]; raises RunError without an encoder."""
     encoder = require_encoder(trained)
-    check_shape(trained, dataset)
-    chunks = list(_chunks(dataset.validation.images[:count]))
+    chunks = list(_chunks(images))
     rebuilt = [encoder.decode(encoder.encode(chunk)).float() for chunk in chunks]
     return torch.cat(chunks), torch.cat(rebuilt)
 

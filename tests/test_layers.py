@@ -22,7 +22,7 @@ LAYERS = [
     ["comparison"],
     ["evaluation", "queue"],
     ["spread"],
-    ["prior", "latents"],
+    ["anomaly", "latents", "prior"],
     ["inspection"],
     ["search_plot"],
     ["search_insight"],

@@ -214,6 +214,41 @@ def test_every_image_gets_its_score(trained: CliRunner, model: str, name: str, t
     )
 
 
+def test_false_alarms_are_as_rare_as_told(trained: CliRunner) -> None:
+    said = run(trained, "score zeros --split test --false-alarms 0.1 -o scores.csv").stderr
+    told = re.search(
+        r"threshold (\S+), beyond which 0.1 of .*, from (\d+) validation images: (\d+) of these 180", said
+    )
+    assert told
+    assert int(told[2]) == (inspection.select(data.load(data.DataOptions()), "validation").labels == 0).sum()
+    found = rows("scores.csv")
+    assert list(found[0]) == ["index", "label", "split", "reconstruction_mse", "beyond_threshold"]
+    beyond = [float(row["reconstruction_mse"]) > float(told[1]) for row in found]
+    assert [int(row["beyond_threshold"]) for row in found] == beyond
+    assert sum(beyond) == int(told[3])
+    normal = [is_beyond for row, is_beyond in zip(found, beyond, strict=True) if row["label"] == "0"]
+    assert sum(normal) <= 0.3 * len(normal), "some of the normal ones at most: so few images scatter"
+    assert sum(beyond) - sum(normal) > 0.8 * (len(found) - len(normal)), "most of those that are not normal"
+
+
+def test_the_worst_are_drawn_with_where_they_err(trained: CliRunner, trained_storage: Path) -> None:
+    noise = np.random.RandomState(0).randint(256, size=(3, 8, 8)).astype(np.uint8)
+    np.save("mine.npy", np.concatenate([source_pixels()[:30], noise]))
+    said = run(trained, "score ae --data mine.npy --picture worst.png").stderr
+    scores = [float(row["reconstruction_mse"]) for row in rows("scores.csv")]
+    order = sorted(range(33), key=lambda row: -scores[row])[:16]
+    assert set(order[:3]) == {30, 31, 32}
+    assert f"the worst 16 in worst.png, from the left index {', '.join(map(str, order))}" in said
+    with Image.open("worst.png") as picture:
+        pixels = np.asarray(picture.convert("L")).astype(float)[:, -16 * CELL :]
+    assert pixels.shape == (3 * CELL, 16 * CELL)
+    image, rebuilt, error = (pixels[top + 1 : top + CELL - 1 : 4] for top in range(0, 3 * CELL, CELL))
+    assert (image[:, 1 : CELL - 1 : 4] == np.load("mine.npy")[order[0]]).all()
+    assert error.max() == 255
+    difference = np.abs(image - rebuilt)
+    np.testing.assert_allclose(error, difference * (255 / difference.max()), atol=2.5)
+
+
 def test_noise_is_stranger_than_digits(trained: CliRunner) -> None:
     noise = np.random.RandomState(0).randint(256, size=(30, 8, 8)).astype(np.uint8)
     np.save("mine.npy", np.concatenate([source_pixels()[:30], noise]))
@@ -268,6 +303,11 @@ REFUSED = {
     "reconstruct gan": "gan has no encoder to look at images with; ae, aegan, vae, vaegan have one",
     "encode gan": "gan has no encoder",
     "score gan": "gan has no encoder",
+    "score ae --false-alarms 0": "--false-alarms 0: name the part of normal images, such as 0.01 for 1 %",
+    "score ae --false-alarms 1": "--false-alarms 1: name the part",
+    "score ae --false-alarms 0.001": "takes 999 normal validation images, not 180: use --false-alarms 0.0056 or more",
+    "score zeros --false-alarms 0.01": "takes 99 normal validation images",
+    "score ae --picture no/worst.png": "cannot write no/worst.png",
     "score ae --data nowhere": "neither a data set nor an existing folder or file",
     "score ae --image-size 16": "the model takes images of 8×8 with 1 channel, but digits has 16×16",
     "encode ae --data wide.npy": "the model takes images of 8×8 with 1 channel, but wide has 9×12 with 1 channel",
