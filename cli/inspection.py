@@ -1,4 +1,4 @@
-"""`raygen sample`, `reconstruct`, `interpolate`, `encode`, `decode`, `score`: looking closely at a trained model."""
+"""Looking closely at a trained model: `raygen sample`, `reconstruct`, `encode`, `score` and others like them."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ WorstPicture = Annotated[
 ]
 Samples = Annotated[int, typer.Option("--n", "-n", min=1, max=1_000_000, help="Images to draw.")]
 Images = Annotated[int, typer.Option("--n", "-n", min=1, max=10_000, help="Validation images, the first ones.")]
+Method = Annotated[
+    Literal["pca", "tsne"] | None,
+    typer.Option("--method", help="How latents come into the plane.", show_default="two as they are, more by pca"),
+]
+MappedImages = Annotated[int, typer.Option("--images", min=5, help="Images to draw, at most.")]
+Decoded = Annotated[bool, typer.Option("--decoded", help="Also draw what the plane of two latents decodes to.")]
 Columns = Annotated[int, typer.Option(min=1, max=1000, help="Pairs side by side.")]
 Steps = Annotated[int, typer.Option(min=2, max=1000, help="Images of a row, its two ends included.")]
 Rows = Annotated[int, typer.Option(min=1, max=1000, help="Pairs of ends.")]
@@ -135,7 +141,7 @@ def encode(
     shape = [len(chosen.images), trained.model.latent_dim]
     console.say(f"latents {shape} of {name} by {_about(trained)} in {output}; {latents.ORDER}")
     console.say(_about_sizes(latents.sizes(trained, len(chosen.images))))
-    found = latents.round_trip(trained, chosen.images)
+    found = latents.round_trip(trained, chosen)
     console.say(
         f"decoded again: PSNR {found.psnr_db:.2f} dB, SSIM {found.ssim:.3f}, means over {found.images} of the images"
     )
@@ -158,6 +164,33 @@ def decode(
     count = latents.decode(trained, source, output)
     console.say(f"{count} images decoded by {_about(trained)} in {output}")
     console.say(_about_sizes(latents.sizes(trained, count)))
+
+
+def draw_map(
+    model: options.ModelPlace,
+    output: Picture = Path("map.png"),
+    split: SplitOption = None,
+    images: MappedImages = 2000,
+    method: Method = None,
+    decoded: Decoded = False,
+    data: options.OtherData = None,
+    data_root: options.DataRoot = None,
+    image_size: options.ImageSize = None,
+    storage: options.Storage = None,
+) -> None:
+    """Draw the latents of images in the plane, coloured by class where there are labels, as one PNG."""
+    files.check_writable(output)
+    trained = api.load(model, storage=storage)
+    from raygen import inspection, latent_map
+
+    latent_map.check(trained, method, decoded=decoded)
+    name, chosen = _chosen(trained, split, data, data_root, image_size)
+    drawn = inspection.some(chosen, images)
+    plane = latent_map.project(inspection.encode(trained, drawn.images), method)
+    sheet = latent_map.decode(trained, plane) if decoded else None
+    title = f"latents of {len(drawn.images)} images of {name}"
+    latent_map.save(plane, drawn.labels, sheet, title, output)
+    console.say(f"{title} by {_about(trained)} in {output}: {plane.origin}")
 
 
 def score(

@@ -17,6 +17,7 @@ from raygen.models._base import Reconstructor, Sampler
 from raygen.results import TrainedModel
 
 CHUNK_IMAGES = 500
+CHOICE_SEED = 0
 
 PARTS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -60,6 +61,19 @@ def select(dataset: Dataset, split: Split | Literal["all"]) -> Selection:
     known = [part.labels for part in parts if part.labels is not None]
     labels = torch.cat(known)[rows] if len(known) == len(parts) else None
     return Selection(images=images, positions=positions[rows], parts=part_of[rows], labels=labels)
+
+
+def some(chosen: Selection, count: int) -> Selection:
+    """The same images, or if there are more than `count` so many of them, drawn by chance and left in their order."""
+    rows = (
+        torch.randperm(len(chosen.images), generator=torch.Generator().manual_seed(CHOICE_SEED))[:count].sort().values
+    )
+    return Selection(
+        images=chosen.images[rows],
+        positions=chosen.positions[rows],
+        parts=chosen.parts[rows],
+        labels=None if chosen.labels is None else chosen.labels[rows],
+    )
 
 
 def require_encoder(trained: TrainedModel, instead: str = "") -> Reconstructor:

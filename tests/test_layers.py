@@ -22,7 +22,7 @@ LAYERS = [
     ["comparison"],
     ["evaluation", "queue"],
     ["spread"],
-    ["anomaly", "latents", "prior"],
+    ["anomaly", "latent_map", "latents", "prior"],
     ["inspection"],
     ["search_plot"],
     ["search_insight"],

@@ -8,6 +8,7 @@ import re
 import shutil
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +27,7 @@ from raygen.data import Dataset
 from raygen.metrics import ssim
 from tests.test_readme import commands
 
-LOOKING = ("get", "sample", "reconstruct", "interpolate", "encode", "decode", "score")
+LOOKING = ("get", "sample", "reconstruct", "interpolate", "encode", "decode", "map", "score")
 CELL = 34  # 8 pixels, four times enlarged, and a border of one
 
 
@@ -180,8 +181,10 @@ def test_what_is_encoded_can_be_decoded(trained: CliRunner, model: str, trained_
 
 def test_many_images_are_measured_by_some(trained_storage: Path) -> None:
     model = raygen.load("ae", storage=trained_storage)
-    images = torch.from_numpy(source_pixels()[:, None])
-    found, alone = latents.round_trip(model, images.repeat(2, 1, 1, 1)), latents.round_trip(model, images)
+    whole = inspection.select(data.load(data.DataOptions()), "all")
+    twice = replace(whole, images=whole.images.repeat(2, 1, 1, 1), positions=whole.positions.repeat(2), labels=None)
+    twice = replace(twice, parts=whole.parts.repeat(2))
+    found, alone = latents.round_trip(model, twice), latents.round_trip(model, whole)
     assert (found.images, alone.images) == (2000, 1797)
     assert found.psnr_db == pytest.approx(alone.psnr_db, rel=0.01)
 
@@ -249,6 +252,23 @@ def test_the_worst_are_drawn_with_where_they_err(trained: CliRunner, trained_sto
     np.testing.assert_allclose(error, difference * (255 / difference.max()), atol=2.5)
 
 
+@pytest.mark.parametrize(
+    ("command", "origin"),
+    [
+        ("map ae", r"180 images of digits .*: PCA, with [4-9]\d% of the variance"),
+        ("map vae --split all --images 300 --method tsne", "300 images of digits .*: t-SNE, perplexity 30"),
+        ("map plane --split test", "180 images of digits .*: the two latents as they are"),
+        ("map plane --method pca --data mine.npy", "50 images of mine .*: PCA, with 100% of the variance"),
+        ("map plane --decoded", "180 images of digits .*: the two latents as they are"),
+    ],
+)
+def test_latents_are_drawn_in_the_plane(trained: CliRunner, command: str, origin: str) -> None:
+    np.save("mine.npy", source_pixels()[:50])
+    assert re.search(origin, run(trained, f"{command} -o map.png").stderr)
+    width, height = size("map.png")
+    assert width == (2 * height if "--decoded" in command else height)
+
+
 def test_noise_is_stranger_than_digits(trained: CliRunner) -> None:
     noise = np.random.RandomState(0).randint(256, size=(30, 8, 8)).astype(np.uint8)
     np.save("mine.npy", np.concatenate([source_pixels()[:30], noise]))
@@ -303,6 +323,12 @@ REFUSED = {
     "reconstruct gan": "gan has no encoder to look at images with; ae, aegan, vae, vaegan have one",
     "encode gan": "gan has no encoder",
     "score gan": "gan has no encoder",
+    "map gan": "gan has no encoder",
+    "map ae --decoded": "--decoded is for a model of two latents, not 6: train one with --latent-dim 2",
+    "map plane --decoded --method pca": "leave out --method",
+    "map ae --method umap": "--method",
+    "map ae --images 4": "--images",
+    "map ae -o folder": "cannot write folder",
     "score ae --false-alarms 0": "--false-alarms 0: name the part of normal images, such as 0.01 for 1 %",
     "score ae --false-alarms 1": "--false-alarms 1: name the part",
     "score ae --false-alarms 0.001": "takes 999 normal validation images, not 180: use --false-alarms 0.0056 or more",
