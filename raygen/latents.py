@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def sizes(trained: TrainedModel, count: int) -> Sizes:
 def save(trained: TrainedModel, chosen: Selection, path: Path) -> None:
     """Write the latents of images as NPZ, whole or not at all: float32 [N, D], and what is known of each image.
 
-    Raises RunError without an encoder, or where no file can be written.
+    A digest of the weights tells whose they are. Raises RunError without an encoder, or where no file can be written.
     """
     latents = encode(trained, chosen.images).numpy()
     labels = {} if chosen.labels is None else {"labels": chosen.labels.numpy()}
@@ -66,6 +67,7 @@ def save(trained: TrainedModel, chosen: Selection, path: Path) -> None:
             index=chosen.positions.numpy(),
             split=np.array(chosen.part_names),
             order=np.array(ORDER),
+            weights=np.array(_digest(trained)),
             **labels,
         )
 
@@ -87,14 +89,22 @@ def decode(trained: TrainedModel, source: Path, output: Path) -> int:
     `image_files.write` does.
     """
     decoder = require_encoder(trained)
-    latents, labels = _read(source, trained.model.latent_dim)
+    latents, labels = _read(source, trained)
     shape = (len(latents), *trained.model.shape)
     batches = (decoder.decode(chunk).float() for chunk in latents.split(CHUNK_IMAGES))
     image_files.write(output, batches, shape, labels)
     return len(latents)
 
 
-def _read(path: Path, latent_dim: int) -> tuple[Tensor, NDArray[np.int64] | None]:
+def _digest(trained: TrainedModel) -> str:
+    """Sixteen hexadecimal digits that tell a model's weights from others."""
+    digest = hashlib.sha256()
+    for weight in trained.model.state_dict().values():
+        digest.update(weight.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path, trained: TrainedModel) -> tuple[Tensor, NDArray[np.int64] | None]:
     """Latents float32 [N, D] and, if the file holds them, labels int64 [N]."""
     try:
         with path.open("rb") as file:
@@ -105,12 +115,14 @@ def _read(path: Path, latent_dim: int) -> tuple[Tensor, NDArray[np.int64] | None
         raise DataError(f"cannot read the latents {path} ({reason}); `raygen encode` writes such a file") from error
     if "latents" not in found:
         raise DataError(f"{path} holds no array `latents`: name a .npz file that `raygen encode` has written")
-    latents = found["latents"]
+    latents, latent_dim = found["latents"], trained.model.latent_dim
     if latents.dtype.kind != "f" or latents.ndim != 2 or latents.shape[1] != latent_dim or len(latents) == 0:
         raise DataError(
             f"{path}: `latents` is {latents.dtype} of shape {list(latents.shape)}; this model decodes floats of shape "
             f"[N, {latent_dim}]: name the model that encoded them"
         )
+    if "weights" in found and str(found["weights"]) != _digest(trained):
+        raise DataError(f"{path} was encoded by a model with other weights: name the run or best/N folder of that one")
     if not np.isfinite(latents).all():
         raise DataError(f"{path}: `latents` holds values that are not finite: encode the images anew")
     labels = found.get("labels")

@@ -179,6 +179,16 @@ def test_what_is_encoded_can_be_decoded(trained: CliRunner, model: str, trained_
     assert (inspection.select(again, "all").images.numpy() == images).all()
 
 
+def test_latents_belong_to_the_model_that_encoded_them(trained: CliRunner) -> None:
+    run(trained, "encode ae")
+    result = trained.invoke(app, ["decode", "zeros", "latents.npz"])
+    assert result.exit_code == 2
+    assert "latents.npz was encoded by a model with other weights: name the run or best/N folder" in result.stderr
+    with np.load("latents.npz") as found:
+        np.savez("mine.npz", latents=found["latents"][:3])
+    assert "3 images decoded" in run(trained, "decode zeros mine.npz -o folder").stderr
+
+
 def test_many_images_are_measured_by_some(trained_storage: Path) -> None:
     model = raygen.load("ae", storage=trained_storage)
     whole = inspection.select(data.load(data.DataOptions()), "all")
