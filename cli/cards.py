@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from raygen.comparison import Compared
     from raygen.evaluation import EvaluationCard, Value
     from raygen.spread import Difference
+    from raygen.training_curves import Against, Stability
 
 
 def card_table(card: EvaluationCard) -> Table:
@@ -57,6 +58,26 @@ def comparison_table(ranked: Sequence[Compared], names: Sequence[str]) -> Table:
         run = Text.assemble(each.name, (f" ({each.card.model['name']}{fitted}{trained})", "dim"))
         table.add_row(str(place), run, *(_value(each.value(name)) for name in names))
     return table
+
+
+def stability_table(rows: Sequence[Stability], metric: str, against: Against, level: float) -> Table:
+    """A row for each configuration: its best value over seeds, its cost to the level, how stable it was."""
+    arrow = "↑" if metrics.find(metric).direction == "max" else "↓"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("configuration", overflow="fold", min_width=8)
+    headings = ("seeds", f"best {metrics.short(metric)} {arrow}", f"{against} to {level:.4g}", "reached", "average")
+    for heading in (*headings, "collapsed"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        spread = "" if row.spread is None else f" ± {row.spread:.2g}"
+        best, reached = f"{_value(row.best)}{spread}", f"{row.reached} of {row.seeds}"
+        cost = "–" if row.cost is None else _cost(row.cost, against)
+        table.add_row(row.name, str(row.seeds), best, cost, reached, _value(row.average), str(row.collapsed))
+    return table
+
+
+def _cost(cost: float, against: Against) -> str:
+    return duration(cost) if against == "time" else f"{cost:,.0f}" if against == "images" else f"{cost:.1f}"
 
 
 def circumstances(ranked: Sequence[Compared]) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cli import cards, console, inspection, options
 from raygen import api, files
 from raygen.errors import SpecError
-from raygen.metrics import PREFIX, reported
+from raygen.metrics import PREFIX, reported, short
 
 if TYPE_CHECKING:
     from raygen.comparison import Compared
@@ -32,6 +32,18 @@ NormalClass = Annotated[
     ),
 ]
 ComparisonPicture = Annotated[Path | None, typer.Option(metavar="PNG", help="Write a row of samples of each.")]
+CurvesPicture = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PNG",
+        help="Instead draw what epochs showed, a band over the seeds of each configuration, and say how fast and "
+        "how stable they were.",
+    ),
+]
+Against = Annotated[
+    Literal["epoch", "time", "images"] | None,
+    typer.Option(help="What curves are drawn against.", show_default="epoch"),
+]
 
 
 def evaluate(
@@ -102,6 +114,8 @@ def compare(
     prior: options.Prior = None,
     components: options.Components = None,
     picture: ComparisonPicture = None,
+    curves: CurvesPicture = None,
+    against: Against = None,
     storage: options.Storage = None,
     output: options.OutputOption = "table",
 ) -> None:
@@ -116,6 +130,11 @@ def compare(
     names = _names(metrics)
     if not names:
         raise SpecError("--metrics: name at least one, such as --metrics frechet")
+    if curves is not None:
+        _compare_curves(models, names, against or "epoch", curves, storage, output)
+        return
+    if against is not None:
+        raise SpecError("--against is what curves are drawn against; give --curves FILE.png too")
     loaded = {name: api.load(name, storage=storage) for name in dict.fromkeys(models)}
     from raygen import comparison, evaluation, pictures
 
@@ -140,6 +159,31 @@ def compare(
     if picture is not None:
         pictures.save(comparison.picture(ranked, seed), picture)
         console.say(f"a row of samples of each in {picture}")
+
+
+def _compare_curves(
+    models: list[str],
+    names: list[str],
+    against: Literal["epoch", "time", "images"],
+    path: Path,
+    storage: Path | None,
+    output: options.Output,
+) -> None:
+    files.check_writable(path)
+    from raygen import curves_plot, training_curves
+    from raygen.runs import Run, default_storage
+
+    found = training_curves.groups([Run.open(name, storage or default_storage()) for name in dict.fromkeys(models)])
+    known = training_curves.known_metrics(found, names)
+    level = training_curves.level(found, known[0], against)
+    rows = training_curves.stability(found, known[0], against, level)
+    curves_plot.save(found, known, against, path)
+    if output == "json":
+        told = [row.as_json() for row in rows]
+        console.show_json({"metric": known[0], "against": against, "level": level, "configurations": told})
+        return
+    console.show(cards.stability_table(rows, known[0], against, level))
+    console.say(f"what epochs showed, not judged anew; curves of {', '.join(map(short, known))} in {path}")
 
 
 def _show(ranked: list[Compared], names: list[str], differences: list[Difference], output: options.Output) -> None:

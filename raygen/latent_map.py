@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raygen import files, pictures
+from raygen import pictures, plotting
 from raygen.errors import DataError, RunError, SpecError
 from raygen.inspection import require_encoder
 from raygen.results import TrainedModel
@@ -31,8 +30,7 @@ TILES = 16
 MARGIN = 0.04
 """Of the axes beyond the outermost latents, as a part of their range."""
 
-PANEL_INCHES = 7
-PIXELS_PER_INCH = 120
+PANEL_INCHES = (7.0, 7.0)
 MOST_NAMED_CLASSES = 20
 LINE_COLOUR = "#868e96"
 
@@ -131,15 +129,9 @@ def save(plane: Plane, labels: Tensor | None, sheet: NDArray[np.uint8] | None, t
 
     Raises RunError if no file can be written.
     """
-    # Without pyplot, which would look for a screen, and keep every figure.
-    from matplotlib.figure import Figure
-
-    panels = 1 if sheet is None else 2
-    size = (panels * PANEL_INCHES, PANEL_INCHES)
-    figure = Figure(figsize=size, dpi=PIXELS_PER_INCH, layout="constrained")
+    figure, axes = plotting.panels(1 if sheet is None else 2, PANEL_INCHES)
     figure.suptitle(title)
     left, right, bottom, top = plane.bounds
-    axes = [figure.add_subplot(1, panels, place) for place in range(1, panels + 1)]
     _draw_points(axes[0], plane, labels)
     if sheet is not None:
         grey = sheet[..., 0] if sheet.shape[2] == 1 else sheet
@@ -149,10 +141,7 @@ def save(plane: Plane, labels: Tensor | None, sheet: NDArray[np.uint8] | None, t
         axes[1].set_title("decoded", fontsize=10)
     for each in axes:
         each.set(xlim=(left, right), ylim=(bottom, top), xlabel=plane.axes[0], ylabel=plane.axes[1])
-    written = io.BytesIO()
-    figure.savefig(written, format="png")
-    with files.whole(path) as partial:
-        partial.write_bytes(written.getvalue())
+    plotting.save(figure, path)
 
 
 def _draw_points(axes: Axes, plane: Plane, labels: Tensor | None) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raygen import files
+from raygen import plotting
 from raygen.errors import RunError
 from raygen.metrics import PREFIX
 from raygen.runs import ENDED, Run, Trial, TrialRecord
@@ -20,15 +19,7 @@ from raygen.stopping import rungs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-COLUMNS = 3
-PANEL_INCHES = (4.6, 3.4)
-PIXELS_PER_INCH = 120
-WORST_FRACTION = 0.2
-"""Part of the values, the worst, that may lie beyond an axis: the first epochs would flatten all that follow."""
-
-WIDE_RATIO = 10
-"""Ends of a range further apart than this stand on a logarithmic axis if what lies between them does so too."""
+    from matplotlib.figure import Figure
 
 BEST_COLOUR, BAND_COLOUR, RUNG_COLOUR = "#d9480f", "#ffe8cc", "#868e96"
 COLOURS = {"finished": "#1c7ed6", "stopped": "#868e96", "failed": "#e03131", "running": "#0ca678"}
@@ -37,9 +28,7 @@ OTHER_COLOUR = "#868e96"
 
 def save(run: Run, path: Path) -> None:
     """Write the picture as a PNG, whole or not at all; raises RunError if no epoch has a value yet, or no file."""
-    picture = _png(_Drawing(run))
-    with files.whole(path) as partial:
-        partial.write_bytes(picture)
+    plotting.save(_figure(_Drawing(run)), path)
 
 
 class _Drawing:
@@ -71,39 +60,21 @@ class _Drawing:
         return BEST_COLOUR if record is self.valued[0] else COLOURS.get(record.state, OTHER_COLOUR)
 
     def limit(self, axes: Axes, values: Sequence[float]) -> tuple[float, float]:
-        """Let all but the worst values fill the height; returns the lowest and the highest value in sight."""
-        ordered = sorted(values, reverse=self.run.direction == "max")
-        kept = ordered[: max(2, math.ceil((1 - WORST_FRACTION) * len(ordered)))]
-        low, high = min(kept), max(kept)
-        if low > 0 and high > WIDE_RATIO * low:
-            axes.set_yscale("log")
-            margin = (high / low) ** 0.06
-            axes.set_ylim(low / margin, high * margin)
-        elif high > low:
-            margin = 0.06 * (high - low)
-            axes.set_ylim(low - margin, high + margin)
-        return low, high
+        """Let all but the worst values of the objective fill the height; returns the lowest and highest in sight."""
+        return plotting.limit(axes, values, self.run.direction)
 
 
-def _png(drawing: _Drawing) -> bytes:
-    # Without pyplot, which would look for a screen, and keep every figure.
-    from matplotlib.figure import Figure
-
+def _figure(drawing: _Drawing) -> Figure:
     parameters = drawing.search.space.parameters if drawing.search else {}
-    panels = len(parameters) + 2
-    rows, columns = math.ceil(panels / COLUMNS), min(COLUMNS, panels)
-    size = (columns * PANEL_INCHES[0], rows * PANEL_INCHES[1])
-    figure = Figure(figsize=size, dpi=PIXELS_PER_INCH, layout="constrained")
-    axes = iter([figure.add_subplot(rows, columns, place) for place in range(1, panels + 1)])
+    figure, panels = plotting.panels(len(parameters) + 2)
+    axes = iter(panels)
     count = len(drawing.trials)
     figure.suptitle(f"{drawing.run.name}: {count} trial{'' if count == 1 else 's'}")
     _draw_curves(next(axes), drawing)
     _draw_cost(next(axes), drawing)
     for name, distribution in parameters.items():
         _draw_parameter(next(axes), drawing, name, distribution)
-    written = io.BytesIO()
-    figure.savefig(written, format="png")
-    return written.getvalue()
+    return figure
 
 
 def _draw_curves(axes: Axes, drawing: _Drawing) -> None:
@@ -190,7 +161,7 @@ def _prepare_axis(axes: Axes, distribution: Distribution, best: tuple[Any, ...])
         return lambda value: choices.index(tuple(value) if isinstance(value, list) else value)
     low, high = distribution.bounds
     axes.axvspan(*best, color=BAND_COLOUR, zorder=0)
-    if distribution.is_log and high > WIDE_RATIO * low:
+    if distribution.is_log and high > plotting.WIDE_RATIO * low:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

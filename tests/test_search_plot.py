@@ -8,8 +8,8 @@ from PIL import Image
 
 from raygen import search_plot
 from raygen.errors import RunError
+from raygen.plotting import COLUMNS, PANEL_INCHES, PIXELS_PER_INCH
 from raygen.runs import Run
-from raygen.search_plot import COLUMNS, PANEL_INCHES, PIXELS_PER_INCH
 from raygen.spec import TrainSpec
 from tests.searches import PLAN, add_trial, search
 

@@ -323,3 +323,17 @@ def test_latents_all_alike_are_fitted_too(models: dict[str, TrainedModel], digit
     same = replace(digits, train=data.Part(digits.train.images[:1].expand(40, -1, -1, -1)))
     mixed = prior.with_mixture(models["ae"], same, 3)
     assert mixed.prior is not None
+
+
+def test_curves_are_drawn_from_what_epochs_showed(trained: CliRunner, tmp_path: Path) -> None:
+    path = tmp_path / "curves.png"
+    said = compared(trained, f"compare vae gan --metrics frechet,elbo --curves {path} --against images")
+    assert [line.split()[0] for line in said.stdout.splitlines()[1:]] == ["gan"], "epochs of vae show no distance"
+    assert "curves of frechet, elbo in" in said.stderr
+    assert path.stat().st_size > 0
+    found = json.loads(compared(trained, f"compare vae gan --metrics elbo --curves {path} -o json").stdout)
+    assert (found["metric"], found["against"]) == ("val_elbo", "epoch")
+    [row] = found["configurations"]
+    assert (row["name"], row["seeds"], row["reached"], row["best"]) == ("vae", 1, 1, found["level"])
+    refused = trained.invoke(app, ["compare", "vae", "gan", "--against", "time"])
+    assert (refused.exit_code, "give --curves FILE.png too" in refused.stderr) == (2, True)
