@@ -13,7 +13,7 @@ from torch import Tensor
 from raygen import files, pictures
 from raygen.data import Dataset
 from raygen.errors import RunError, SpecError
-from raygen.inspection import Selection, reconstruct, score
+from raygen.inspection import Selection, reconstruct, score, select
 from raygen.results import TrainedModel
 
 WORST_IMAGES = 16
@@ -36,7 +36,8 @@ def calibrate(trained: TrainedModel, normal: Dataset, false_alarms: float, seed:
 
     Raises as `score` and `threshold` do.
     """
-    return threshold(score(trained, normal.validation.images, seed)[1], false_alarms)
+    # In the order of `raygen score`, which gives each image the noise that it has there.
+    return threshold(score(trained, select(normal, "validation").images, seed)[1], false_alarms)
 
 
 def threshold(scores: Tensor, false_alarms: float) -> Threshold:

@@ -244,6 +244,12 @@ def test_false_alarms_are_as_rare_as_told(trained: CliRunner) -> None:
     assert sum(beyond) - sum(normal) > 0.8 * (len(found) - len(normal)), "most of those that are not normal"
 
 
+def test_the_images_that_set_a_threshold_keep_to_it(trained: CliRunner) -> None:
+    """Though the score of a VAE holds noise: here each image has the same as when the threshold was set."""
+    run(trained, "score vae --false-alarms 0.1 -o scores.csv")
+    assert sum(int(row["beyond_threshold"]) for row in rows("scores.csv")) == 17, "the 18th of 181 sets it"
+
+
 def test_the_worst_are_drawn_with_where_they_err(trained: CliRunner, trained_storage: Path) -> None:
     noise = np.random.RandomState(0).randint(256, size=(3, 8, 8)).astype(np.uint8)
     np.save("mine.npy", np.concatenate([source_pixels()[:30], noise]))
