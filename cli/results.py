@@ -1,4 +1,4 @@
-"""`raygen show`: what a run left."""
+"""`raygen show` and `get`: what a run left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli import console, follow, options, render, thumbnails
-from raygen import files, search_insight, search_plot
+from raygen import api, files, search_insight, search_plot
 from raygen.errors import JobError
 from raygen.queue.job import Job
 from raygen.runs import Run
@@ -20,6 +20,8 @@ Why = Annotated[bool, typer.Option("--why", help="Each parameter's importance, a
 Plot = Annotated[
     Path | None, typer.Option(metavar="PNG", help="Draw all trials: by epoch, by parameter and by what they cost.")
 ]
+BestFolder = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to make or fill.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Put them in the place of models copied there before.")]
 
 
 def show(
@@ -64,6 +66,17 @@ def show(
     if events:
         console.show("")
         console.show(render.history_table(events))
+
+
+def get(
+    run: options.RunName, output: BestFolder = Path("best"), replace: Replace = False, storage: options.Storage = None
+) -> None:
+    """Copy a run's best models out of its storage: weights, spec, metrics, cards and pictures, each in a folder."""
+    copied = api.copy_best(run, output, replace=replace, storage=storage)
+    count = len(copied.best_places())
+    console.say(
+        f"{count} best model{'' if count == 1 else 's'} of {copied.name} in {output}, the very best in {output / '1'}"
+    )
 
 
 def _in_queue(site: Site, name: str) -> Job | None:

@@ -9,10 +9,12 @@ Nothing here imports torch or Ray before a job is made.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raygen import files
 from raygen.preparation import (
     Prepared,
     check_data,
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from raygen.data import Dataset
     from raygen.results import TrainedModel
     from raygen.spec import Settings
+
+BEST_PLACE = r"[1-9]\d*"
+"""The name of a folder of one of the best models."""
 
 
 def train(
@@ -72,6 +77,21 @@ def find_checkpoint(run_or_path: str | Path, *, storage: Path | None = None) -> 
     if (path / CHECKPOINT).is_file():
         return path
     return Run.open(str(run_or_path), Path(storage or default_storage())).best()
+
+
+def copy_best(run_or_path: str | Path, folder: Path, *, replace: bool = False, storage: Path | None = None) -> Run:
+    """Copy a run's best/1 … best/k to folder/1 … folder/k, all of them or none, and return the run.
+
+    `replace` removes the models that such a copy has left there. Raises RunError if there is no run or best model, or
+    the folder holds something else.
+    """
+    run = Run.open(str(run_or_path), Path(storage or default_storage()))
+    run.best()
+    places = run.best_places()
+    with files.whole_folder(folder, replaces=BEST_PLACE if replace else None) as partial:
+        for place in places:
+            shutil.copytree(place, partial / place.name)
+    return run
 
 
 def load_images(

@@ -1,8 +1,10 @@
-"""Files that a person asked for: written whole or not at all, and refused in one line before any work is done."""
+"""Files and folders that a person asked for: written whole or not at all, and refused before any work is done."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,3 +40,54 @@ def whole(path: Path) -> Iterator[Path]:
         if not is_device:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def check_folder_writable(path: Path, *, replaces: str | None = None) -> None:
+    """Raise RunError if `path` is no empty folder and none can be made there; hidden files do not count.
+
+    Nor do files and folders whose names match the regular expression `replaces`.
+    """
+    if path.is_dir():
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            raise RunError(f"cannot write {path}: it is read-only; name another folder")
+        for each in _visible(path):
+            if replaces is None:
+                raise RunError(f"cannot write {path}: the folder is not empty; name a new one")
+            if not re.fullmatch(replaces, each.name):
+                raise RunError(f"cannot write {path}: it holds {each.name}, which must not be lost; name a new folder")
+        return
+    if os.path.lexists(path):
+        raise RunError(f"cannot write {path}: it is a file; name a folder")
+    check_writable(path)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+
+
+@contextmanager
+def whole_folder(path: Path, *, replaces: str | None = None) -> Iterator[Path]:
+    """A folder to fill; what is in it moves to `path`, made if need be, when the block ends.
+
+    There it takes the place of all that `replaces` matches. Raises as `check_folder_writable` does.
+    """
+    check_folder_writable(path, replaces=replaces)
+    is_new = not path.exists()
+    partial = path / f".{os.getpid()}.partial"  # inside: the folder may be where another disk begins
+    new, old = partial / "new", partial / "old"
+    try:
+        new.mkdir(parents=True)
+        old.mkdir()
+        yield new
+        check_folder_writable(path, replaces=replaces)
+        for each in _visible(path):
+            each.rename(old / each.name)
+        for each in list(new.iterdir()):
+            each.rename(path / each.name)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):
+                path.rmdir()  # of what has failed: a folder that holds something stays

@@ -14,9 +14,10 @@ from raygen.data import Dataset, Split
 from raygen.errors import RunError
 from raygen.metrics import _anomaly
 from raygen.models._base import Reconstructor, Sampler
-from raygen.results import TrainedModel, check_shape
+from raygen.results import TrainedModel
 
 CHUNK_IMAGES = 500
+CHOICE_SEED = 0
 
 PARTS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -62,6 +63,19 @@ def select(dataset: Dataset, split: Split | Literal["all"]) -> Selection:
     return Selection(images=images, positions=positions[rows], parts=part_of[rows], labels=labels)
 
 
+def some(chosen: Selection, count: int) -> Selection:
+    """The same images, or if there are more than `count` so many of them, drawn by chance and left in their order."""
+    rows = (
+        torch.randperm(len(chosen.images), generator=torch.Generator().manual_seed(CHOICE_SEED))[:count].sort().values
+    )
+    return Selection(
+        images=chosen.images[rows],
+        positions=chosen.positions[rows],
+        parts=chosen.parts[rows],
+        labels=None if chosen.labels is None else chosen.labels[rows],
+    )
+
+
 def require_encoder(trained: TrainedModel, instead: str = "") -> Reconstructor:
     """The model as one that encodes images; raises RunError naming the families that can, and what to do `instead`."""
     if isinstance(trained.model, Reconstructor):
@@ -79,14 +93,10 @@ def encode(trained: TrainedModel, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruct(trained: TrainedModel, dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
-    """The first validation images and their reconstructions, each [N, C, H, W] in [0, 1].
-
-    Raises RunError without an encoder, SpecError for images of another shape.
-    """
+def reconstruct(trained: TrainedModel, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, C, H, W] and their reconstructions, each in [0, 1]; raises RunError without an encoder."""
     encoder = require_encoder(trained)
-    check_shape(trained, dataset)
-    chunks = list(_chunks(dataset.validation.images[:count]))
+    chunks = list(_chunks(images))
     rebuilt = [encoder.decode(encoder.encode(chunk)).float() for chunk in chunks]
     return torch.cat(chunks), torch.cat(rebuilt)
 

@@ -19,11 +19,16 @@ SMALLEST_SIDE = 32
 LABEL_PIXELS = 14
 
 
+def in_bytes(images: Tensor) -> Tensor:
+    """Images of any shape in [0, 1] as uint8 in 0..255."""
+    return images.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:
     """Images [N, C, H, W] in [0, 1] side by side, row after row, as close to a square as `columns` allows."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     factor = _enlargement(*images.shape[-2:])
-    pixels = images.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    pixels = in_bytes(images)
     pixels = pixels.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     pixels = F.pad(pixels, (1, 1, 1, 1))
     rows = math.ceil(len(pixels) / columns)

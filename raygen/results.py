@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,12 +200,17 @@ def _sortable(run: Run, value: float) -> tuple[bool, float]:
 
 def sample(trained: TrainedModel, count: int, seed: int) -> Tensor:
     """Images [N, C, H, W] in [0, 1] from latents fixed by `seed`; raises RunError where the model cannot."""
+    return torch.cat(list(samples(trained, count, seed)))
+
+
+def samples(trained: TrainedModel, count: int, seed: int) -> Iterator[Tensor]:
+    """The same in batches [B, C, H, W], of which one is in memory at a time; raises RunError at once."""
     if trained.prior is None:
         raise RunError(
             f"a model of the family {trained.spec.model.name!r} cannot be sampled: it has no prior over its latents; "
             "--prior gmm fits one"
         )
-    return torch.cat(list(_features.samples(trained.prior.sampler, count, seed)))
+    return _features.samples(trained.prior.sampler, count, seed)
 
 
 def held_out_part(trained: TrainedModel, dataset: data.Dataset, split: HeldOut) -> data.Part:

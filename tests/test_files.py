@@ -52,3 +52,46 @@ def test_a_device_is_written_to(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(RunError, match=reason):
         files.check_writable(tmp_path / name)
+
+
+def test_a_folder_is_filled_when_all_is_there(tmp_path: Path) -> None:
+    for folder in (tmp_path / "new", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with files.whole_folder(folder) as partial:
+            (partial / "a.png").touch()
+            assert not (folder / "a.png").exists()
+        assert [path.name for path in folder.iterdir()] == ["a.png"]
+        with pytest.raises(RunError, match="the folder is not empty"), files.whole_folder(folder):
+            pass
+
+
+def test_only_what_may_be_replaced_is(tmp_path: Path) -> None:
+    for name in ("1", "2", ".hidden"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").touch()
+    with files.whole_folder(tmp_path, replaces=r"\d+") as partial:
+        (partial / "1").mkdir()
+        assert (tmp_path / "1" / "old").exists()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".hidden", "1", "old"]
+    (tmp_path / "notes.txt").touch()
+    with (
+        pytest.raises(RunError, match=r"it holds notes.txt, which must not be lost"),
+        files.whole_folder(tmp_path, replaces=r"\d+"),
+    ):
+        pass
+    assert (tmp_path / "notes.txt").exists()
+    assert (tmp_path / "1").exists()
+
+
+def interrupted_in(folder: Path) -> None:
+    with files.whole_folder(folder) as partial:
+        (partial / "a.png").touch()
+        raise KeyboardInterrupt
+
+
+def test_what_ends_half_way_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_in(tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]

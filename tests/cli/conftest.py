@@ -17,6 +17,7 @@ from raygen.training.loop import fit
 PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, {}) for family in ("ae", "vae", "gan", "aegan")},
+    "plane": ("vae", {"model.latent_dim": 2}),
     "zeros": ("ae", {"data.normal_class": 0, "training.batch_size": 16}),
 }
 """Family and settings of each run, by its name."""
@@ -24,7 +25,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="session")
 def trained_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage with finished runs; only cards are written into it."""
+    """A storage with finished runs, and one that has not begun; only cards are written into it."""
     storage = tmp_path_factory.mktemp("trained")
     for name, (family, settings) in RUNS.items():
         spec = TrainSpec.create(
@@ -46,6 +47,7 @@ def trained_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         trial.set_status("finished")
         run.set_status("finished")
         results.collect_best(run)
+    Run.create(storage, "train", TrainSpec.create("ae", {}), PLAN, "min", name="untrained")
     return storage
 
 

@@ -1,0 +1,95 @@
+"""Anomalies by their scores: a threshold with a known rate of false alarms, a table, and a picture of the worst."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from raygen import files, pictures
+from raygen.data import Dataset
+from raygen.errors import RunError, SpecError
+from raygen.inspection import Selection, reconstruct, score
+from raygen.results import TrainedModel
+
+WORST_IMAGES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """The score beyond which an image counts as an anomaly, and the number of normal images that it follows from."""
+
+    value: float
+    images: int
+
+    def is_exceeded(self, scores: Tensor) -> Tensor:
+        """Which of scores [N] lie beyond, bool [N]; what is not finite does."""
+        return ~(scores <= self.value)
+
+
+def calibrate(trained: TrainedModel, normal: Dataset, false_alarms: float, seed: int) -> Threshold:
+    """The threshold that at most the part `false_alarms` of normal images exceeds, by those for validation.
+
+    Raises as `score` and `threshold` do.
+    """
+    return threshold(score(trained, normal.validation.images, seed)[1], false_alarms)
+
+
+def threshold(scores: Tensor, false_alarms: float) -> Threshold:
+    """The ⌈(n + 1)(1 − α)⌉-th smallest of the scores [n] of normal images, α in (0, 1) being the false alarms.
+
+    The score of one more such image lies beyond it with a probability of at most α, as its conformal p-value is then
+    at most α (Bates et al. 2023, "Testing for outliers with conformal p-values"). Raises SpecError if that takes more
+    images or α is no part, RunError for scores that are not finite.
+    """
+    if not 0 < false_alarms < 1:
+        raise SpecError(f"--false-alarms {false_alarms:g}: name the part of normal images, such as 0.01 for 1 %")
+    if not scores.isfinite().all():
+        raise RunError("the scores of normal images are not finite: train with a lower --lr")
+    count = len(scores)
+    beyond = math.floor(false_alarms * (count + 1) + 1e-9)  # 0.29 · 100 is 28.999999999999996
+    if beyond == 0:
+        least_images, least_part = math.ceil(1 / false_alarms - 1e-9) - 1, math.ceil(10_000 / (count + 1)) / 10_000
+        raise SpecError(
+            f"--false-alarms {false_alarms:g} takes {least_images} normal validation images, not {count}: "
+            f"use --false-alarms {least_part:g} or more"
+        )
+    return Threshold(value=scores.sort().values[count - beyond].item(), images=count)
+
+
+def save(chosen: Selection, name: str, scores: Tensor, limit: Threshold | None, path: Path) -> None:
+    """Write a CSV line for each image: position in the source, label if there are any, part, score [N], what it means.
+
+    The last column is there if there is a threshold: 1 beyond it, else 0. Raises RunError if no file can be written.
+    """
+    labels = {} if chosen.labels is None else {"label": chosen.labels.tolist()}
+    columns = {"index": chosen.positions.tolist(), **labels, "split": chosen.part_names, name: scores.tolist()}
+    if limit is not None:
+        columns["beyond_threshold"] = limit.is_exceeded(scores).int().tolist()
+    with files.whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def worst(scores: Tensor) -> Tensor:
+    """The rows of the highest of scores [N], the very highest first: 16, or all if they are fewer."""
+    return scores.argsort(descending=True, stable=True)[:WORST_IMAGES]
+
+
+def picture(trained: TrainedModel, images: Tensor) -> Image.Image:
+    """Images uint8 [N, C, H, W] side by side, below them their reconstructions, and where these err.
+
+    The error is a pixel's absolute one, a mean over its channels; white is the largest of all. Raises RunError without
+    an encoder.
+    """
+    originals, rebuilt = reconstruct(trained, images)
+    errors = (rebuilt - originals).abs().mean(dim=1, keepdim=True)
+    largest = errors.max()
+    brightness = (errors / largest if largest > 0 else errors).expand(-1, originals.shape[1], -1, -1)
+    rows = {"image": originals, "reconstruction": rebuilt, f"error, white is {largest:.2g}": brightness}
+    return pictures.labelled([(label, pictures.grid(row, columns=len(row))) for label, row in rows.items()])

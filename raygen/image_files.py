@@ -1,0 +1,95 @@
+"""Images written as one PNG grid, an array or a folder of PNG files: the output's name says which."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from raygen import files, pictures
+from raygen.errors import RunError, SpecError
+
+MOST_IN_GRID = 10_000
+
+Form = Literal["grid", "array", "folder"]
+
+
+def form(path: Path) -> Form:
+    """What is written at `path`: a grid if it ends in .png, an array if in .npz, else a folder; raises RunError."""
+    suffix = path.suffix.lower()
+    is_device = path.exists() and not path.is_file() and not path.is_dir()
+    if suffix == ".png" or is_device:
+        return "grid"
+    if suffix == ".npz":
+        return "array"
+    if suffix and not path.is_dir():
+        raise RunError(
+            f"cannot write {path}: images are one grid in a .png file, an array in a .npz file, or files in a folder, "
+            "whose name has no ending"
+        )
+    return "folder"
+
+
+def check(path: Path, count: int) -> None:
+    """Raise RunError if nothing can be written at `path`, SpecError for more images than a grid holds."""
+    kind = form(path)
+    if kind == "folder":
+        files.check_folder_writable(path)
+        return
+    files.check_writable(path)
+    if kind == "grid" and count > MOST_IN_GRID:
+        raise SpecError(f"a grid holds {MOST_IN_GRID} images at most, not {count}: write a .npz file or a folder")
+
+
+def write(
+    path: Path,
+    batches: Iterable[Tensor],
+    shape: tuple[int, int, int, int],
+    labels: NDArray[np.int64] | None = None,
+) -> None:
+    """Write images of `shape` (N, C, H, W) that come in batches [B, C, H, W] in [0, 1], whole or not at all.
+
+    The array is called `images`, uint8 [N, C, H, W] in 0..255, beside it `labels`, int64 [N], if they are given; the
+    files of a folder are named by their number from 0. Both are what `--data` reads, in the same order. But for a grid
+    only one batch is in memory at a time. Raises as `check` does.
+    """
+    check(path, shape[0])
+    kind = form(path)
+    if kind == "grid":
+        pictures.save(pictures.grid(torch.cat(list(batches))), path)
+    elif kind == "array":
+        _write_array(path, batches, shape, labels)
+    else:
+        _write_folder(path, batches, shape[0])
+
+
+def _write_array(
+    path: Path, batches: Iterable[Tensor], shape: tuple[int, int, int, int], labels: NDArray[np.int64] | None
+) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+    with files.whole(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for batch in batches:
+                file.write(pictures.in_bytes(batch).cpu().numpy().tobytes())
+        if labels is not None:
+            with archive.open("labels.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, labels, allow_pickle=False)
+
+
+def _write_folder(path: Path, batches: Iterable[Tensor], count: int) -> None:
+    digits = len(str(count - 1))
+    number = 0
+    with files.whole_folder(path) as partial:
+        for batch in batches:
+            for pixels in pictures.in_bytes(batch).cpu().numpy():
+                image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+                image.save(partial / f"{number:0{digits}}.png")
+                number += 1
