@@ -32,7 +32,7 @@ LAYERS = [
     ["training"],
     ["plan"],
     ["spec"],
-    ["metrics", "image_files"],
+    ["metrics", "image_files", "corruption"],
     ["models", "data", "space", "pictures"],
     ["files", "capacity", "versions"],
     ["errors"],
