@@ -22,7 +22,7 @@ LAYERS = [
     ["comparison"],
     ["evaluation", "queue"],
     ["spread"],
-    ["anomaly", "latent_map", "latents", "prior"],
+    ["anomaly", "latent_map", "latents", "prior", "restoration"],
     ["inspection"],
     ["search_plot"],
     ["search_insight"],
