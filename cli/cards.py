@@ -40,7 +40,8 @@ def card_subject(card: EvaluationCard) -> str:
     values = list(card.values.values())
     trained = "" if card.train_s is None else f", trained for {duration(card.train_s)}"
     prior = next((f", prior: {value.prior}" for value in values if value.prior), "")
-    return f"{card.model['name']} on {values[0].split} images of {card.data}{trained}{prior}{_protocol(values)}"
+    seen = "" if card.corruption is None else f", each encoded after {card.corruption}"
+    return f"{card.model['name']} on {values[0].split} images of {card.data}{seen}{trained}{prior}{_protocol(values)}"
 
 
 def comparison_table(ranked: Sequence[Compared], names: Sequence[str]) -> Table:

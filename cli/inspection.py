@@ -26,6 +26,14 @@ ImageOutput = Annotated[
     Path,
     typer.Option("--output", "-o", help="PNG file: one grid; NPZ file: uint8 [N, C, H, W]; folder: PNG files."),
 ]
+Damaged = Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Damaged images.", show_default=False)]
+RestoredFolder = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FOLDER", help="A new or empty folder for the restored images.")
+]
+Clean = Annotated[
+    Path | None,
+    typer.Option("--clean", metavar="FOLDER", help="Their originals, to tell the PSNR and SSIM of the restored."),
+]
 FalseAlarms = Annotated[
     float | None,
     typer.Option(
@@ -99,6 +107,30 @@ def reconstruct(
     console.say(
         f"{len(images)} validation images of {dataset.name} above reconstructions by {_about(trained)} in {output}"
     )
+
+
+def restore(
+    model: options.ModelPlace,
+    data: Damaged,
+    output: RestoredFolder,
+    clean: Clean = None,
+    storage: options.Storage = None,
+) -> None:
+    """Write what a model trained with data.corruption makes of damaged images, as PNG files of the same names."""
+    files.check_folder_writable(output)
+    trained = api.load(model, storage=storage)
+    from raygen import restoration
+
+    restoration.check(trained)
+    names, damaged = restoration.read(trained, data)
+    targets = restoration.targets(names)
+    originals = None if clean is None else restoration.read_clean(trained, clean, names)
+    restored = restoration.restore(trained, damaged)
+    restoration.write(output, targets, restored)
+    if originals is not None:
+        for each in restoration.compare(trained.spec.data, originals, damaged, restored):
+            console.show(f"{each.name:10} PSNR {each.psnr_db:.2f} dB  SSIM {each.ssim:.3f}")
+    console.say(f"{len(names)} images restored by {_about(trained)} in {output}")
 
 
 def interpolate(

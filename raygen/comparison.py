@@ -53,6 +53,12 @@ def check_data(models: Mapping[str, TrainedModel]) -> None:
                     f"{first_name} and {name} cannot be compared: their data.{field} is {ours} and {theirs}; "
                     "compare runs on the same data set"
                 )
+        ours, theirs = (model.spec.data.corruption_in_words for model in (first, trained))
+        if ours != theirs:
+            raise SpecError(
+                f"{first_name} and {name} cannot be compared: one sees {ours or 'clean images'}, the other "
+                f"{theirs or 'clean images'}; compare runs with the same data.corruption"
+            )
         digests = [model.metrics.get("data", {}).get("digest") for model in (first, trained)]
         if all(digests) and len(set(digests)) > 1:
             raise SpecError(

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from raygen import files, metrics, spread
+from raygen import corruption, files, metrics, spread
 from raygen.data import Dataset, Part, Split
 from raygen.errors import SpecError
 from raygen.metrics import Direction, Evidence, HeldOut, Measurement, Metric, _classifier, _features, _inception
@@ -76,13 +76,15 @@ class EvaluationCard(BaseModel, frozen=True, extra="forbid"):
     """What a model was judged to be: its options, the data set, and each value by its name: val_… or test_….
 
     `digest` is that of the data set's images; `train_s` are the seconds that the model was trained for, null if its
-    run does not tell.
+    run does not tell. `corruption` is what images go through before a model that restores them encodes them; null if
+    they are encoded as they are.
     """
 
     model: dict[str, Any]
     data: str
     digest: str
     train_s: float | None
+    corruption: str | None = None
     values: dict[str, Value]
 
     def write(self, folder: Path) -> Path:
@@ -105,7 +107,8 @@ class EvaluationCard(BaseModel, frozen=True, extra="forbid"):
             card = EvaluationCard.model_validate_json(path.read_bytes())
         except (OSError, ValidationError):
             return {}
-        return card.values if (card.model, card.digest) == (self.model, self.digest) else {}
+        ours, theirs = ((each.model, each.digest, each.corruption) for each in (self, card))
+        return card.values if ours == theirs else {}
 
 
 def suitable_metrics(trained: TrainedModel) -> list[str]:
@@ -157,6 +160,7 @@ class Judge:
             data=self.dataset.name,
             digest=self.dataset.digest,
             train_s=trained.metrics.get("train_s"),
+            corruption=trained.spec.data.corruption_in_words,
             values={metrics.reported(metric.name, self.protocol.split): values[metric.name] for metric in chosen},
         )
 
@@ -174,10 +178,11 @@ class Judge:
             made = _features.of_samples(model, real.samples, self.protocol.seed, real.network)
             enough = min(len(real.features), len(made)) >= FEWEST_TO_GROUP
             return spread.without_each_group(metric.compare, real.features, made) if enough else None
-        images = self._evidence(trained, self._of_its_class(trained)).images
+        evidence = self._evidence(trained, self._of_its_class(trained))
+        images = evidence.images
         if not metric.mean_over_images or metric.compute is None or len(images) < FEWEST_TO_GROUP:
             return None
-        return spread.mean_without_each_group(metric.compute, model, images, self.protocol.seed)
+        return spread.mean_without_each_group(metric.compute, model, images, evidence.inputs, self.protocol.seed)
 
     def _of_its_class(self, trained: TrainedModel) -> Dataset:
         """The images of the class that the model was trained on, or of all."""
@@ -189,8 +194,10 @@ class Judge:
         protocol, part = self.protocol, held_out_part(trained, dataset, self.protocol.split)
         images, device = part.images[: protocol.images], next(trained.model.parameters()).device
         _check_count(len(images), protocol.split)
+        clean = images.to(device=device, dtype=torch.float32).div_(255)
         return Evidence(
-            images=images.to(device=device, dtype=torch.float32).div_(255),
+            images=clean,
+            corrupted=corruption.corrupted_for_judging(trained.spec.data, clean, protocol.seed),
             seed=protocol.seed,
             source=dataset.name,
             labels=None if part.labels is None or dataset is not self.dataset else part.labels[: protocol.images],
@@ -204,8 +211,8 @@ class Judge:
         if metric.measure is not None:
             measured = metric.measure(model, evidence)
         else:
-            assert metric.compute is not None, "a metric can be computed, compared or measured"
-            measured = Measurement(value=metric.compute(model, evidence.images, evidence.seed))
+            value = metric.value(model, evidence.images, evidence.seed, evidence.corrupted)
+            measured = Measurement(value=value)
         return Value(
             value=_finite(measured.value),
             direction=metric.direction,

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from raygen import data, metrics, models, pictures
+from raygen import corruption, data, metrics, models, pictures
 from raygen.errors import RunError, SpecError
 from raygen.metrics import HeldOut, _features
 from raygen.models._base import ImageShape, Model, Reconstructor, Sampler
@@ -164,7 +164,8 @@ def _judged_on(images: Tensor, trial: Trial) -> Judged:
     model = models.find(spec.model.name)(spec.model, ImageShape(*images.shape[1:]))
     with checkpoint.explained(f"cannot read the checkpoint of trial {trial.number}"):
         model.load_state_dict(checkpoint.read_best_weights(trial.checkpoint))
-    return Judged(len(images), evaluate(model.eval().requires_grad_(False), images, spec.evaluation))
+    inputs = corruption.corrupted_for_judging(spec.data, images, spec.evaluation.seed)
+    return Judged(len(images), evaluate(model.eval().requires_grad_(False), images, spec.evaluation, inputs=inputs))
 
 
 def _test(run: Run, best: _Configuration, validation: Tensor, test: Tensor) -> None:

@@ -217,7 +217,7 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     `version` says what its fields mean (raygen.versions); a document that names none is of version 1.
     """
 
-    version: Literal[1, 2] = Field(description="of the fields' meaning: that of the Raygen which made the spec")
+    version: Literal[1, 2, 3] = Field(description="of the fields' meaning: that of the Raygen which made the spec")
     model: Annotated[SerializeAsAny[ModelOptions], BeforeValidator(_typed_options)]
     data: DataOptions = Field(default_factory=DataOptions)
     optimizer: Annotated[SerializeAsAny[OptimizerOptions], BeforeValidator(_typed_optimizer)] = Field(
@@ -264,6 +264,12 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
                 f"this spec sets a gradient penalty ({penalty}) of images in [0, 1]; it is of images in [-1, 1] now: "
                 f"type a new `raygen train {self.model.name} --set {setting}` (r1 needs 4 times the weight it had)"
             )
+        if self.version < 3 and self.data.corruption is not None:
+            raise SpecError(
+                f"this spec sets noise on inputs (noise_std), without which epochs were judged; they are judged with "
+                f"it now: type a new `raygen train {self.model.name} --set data.corruption=noise "
+                f"--set data.corruption_std={self.data.corruption_std:g}`"
+            )
 
     @classmethod
     def _validated(cls, values: dict[str, Any]) -> Self:
@@ -286,6 +292,16 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     def _check_metrics(self) -> Self:
         for name in self.evaluation.all_metrics:
             _check_metric(name, self.model.name)
+        return self
+
+    @model_validator(mode="after")
+    def _check_corruption(self) -> Self:
+        if self.data.corruption is not None and not self.model.learns_to_reconstruct:
+            why = "with model.reconstruction=0 it" if self.model.name == "aegan" else "it"
+            raise SpecError(
+                f"data.corruption: {self.model.name} cannot restore images, as {why} compares none with its "
+                "reconstruction; leave it out, or train ae, vae, aegan or vaegan"
+            )
         return self
 
     @model_validator(mode="after")

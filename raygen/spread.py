@@ -57,13 +57,16 @@ def without_each_group(compare: Callable[[Tensor, Tensor], float], real: Tensor,
 
 
 def mean_without_each_group(
-    compute: Callable[[Model, Tensor, int], float], model: Model, images: Tensor, seed: int
+    compute: Callable[[Model, Tensor, int, Tensor], float], model: Model, images: Tensor, inputs: Tensor, seed: int
 ) -> list[float]:
-    """The same for a mean over images [N, C, H, W], N above 1, each of which is looked at once."""
+    """The same for a mean over images [N, C, H, W], N above 1, each of which is looked at once.
+
+    The model encodes `inputs` [N, C, H, W], which are the images unless it learns to restore them.
+    """
     groups = min(GROUPS, len(images))
     sizes = [len(range(group, len(images), groups)) for group in range(groups)]
     sums = [
-        size * compute(model, images[group::groups], derived_seed(seed, "group", group))
+        size * compute(model, images[group::groups], derived_seed(seed, "group", group), inputs[group::groups])
         for group, size in enumerate(sizes)
     ]
     return [(sum(sums) - own) / (len(images) - size) for own, size in zip(sums, sizes, strict=True)]

@@ -2,7 +2,8 @@
 
 A spec's document says in `version` what its fields mean; one without it is of version 1. That had one held-out part
 in the place of validation and test images (`data.held_out_fraction`), counted the seeds of `search.replicates` in all,
-began no search with the defaults, and took gradient penalties of images in [0, 1].
+began no search with the defaults, and took gradient penalties of images in [0, 1]. Up to version 2 an autoencoder
+had noise on its inputs in training only (`model.noise_std`), and was judged on clean ones.
 """
 
 from __future__ import annotations
@@ -10,20 +11,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-VERSION = 2
+VERSION = 3
 """Of the specs that are made now."""
 
 FORMER = {
     "data.held_out_fraction": "validation and test images are set apart now: type --set data.validation_fraction=0.1, "
-    "and --set data.test_fraction=0 for no test images"
+    "and --set data.test_fraction=0 for no test images",
+    "model.noise_std": "what a model restores is of the data now: type --set data.corruption=noise "
+    "--set data.corruption_std=0.3",
 }
 """What to type instead of a field that is no more."""
 
 
 def read_spec(document: Mapping[str, Any]) -> dict[str, Any]:
     """A spec's document with today's fields; its version stays what it was, 1 if it names none."""
-    if "version" in document:
+    if document.get("version") == VERSION:
         return dict(document)
+    document = _with_corruption(document)
+    if "version" in document:
+        return document
     data, search = dict(document.get("data", {})), dict(document.get("search", {}))
     # Exactly the parts of then: all that was held out judges, nothing is left for a test.
     fraction = data.pop("held_out_fraction", 0.1)
@@ -31,3 +37,11 @@ def read_spec(document: Mapping[str, Any]) -> dict[str, Any]:
     if search:
         read["search"] = {"defaults_first": False, **search, "replicates": search.get("replicates", 1) - 1}
     return read
+
+
+def _with_corruption(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with the noise on an autoencoder's inputs, if there is some, as corruption of the data."""
+    model = dict(document.get("model", {}))
+    noise_std = model.pop("noise_std", 0)
+    corruption = {"corruption": "noise", "corruption_std": noise_std} if noise_std else {}
+    return {**document, "model": model, "data": {**document.get("data", {}), **corruption}}

@@ -142,7 +142,7 @@ def test_edges_lie_within_the_range(bounds: tuple[int, int], form: str) -> None:
         ("optimizer.lrr", "did you mean 'optimizer.lr'?"),
         ("model.latentdim", "did you mean 'model.latent_dim'?"),
         ("lr", "did you mean 'optimizer.lr'?"),
-        ("model.noise_std", "a search cannot vary this"),  # of another model
+        ("model.spectral_norm", "a search cannot vary this"),  # of another model
         ("model.name", "a search cannot vary this"),
         ("seed", "a search cannot vary this"),
         ("data.source", "a search cannot vary this"),

@@ -42,7 +42,7 @@ def written_before(model: str = "vae", **parts: Any) -> dict[str, Any]:
 
 def test_a_new_spec_says_its_version_and_keeps_it() -> None:
     spec = TrainSpec.create("vae", {})
-    assert spec.version == VERSION == 2
+    assert spec.version == VERSION == 3
     assert TrainSpec.model_validate_json(spec.model_dump_json()).version == VERSION
     assert TuneSpec.search_over("vae", "vae", {}).trial_spec({"optimizer.lr": 1e-3}).version == VERSION
     for changed in (lambda: TrainSpec.create("vae", {"version": 1}), lambda: spec.with_settings({"version": 1})):
@@ -100,3 +100,33 @@ def test_an_older_spec_without_one_is_trained(digits: Dataset, tmp_path: Any) ->
 def test_the_field_that_is_no_more_names_those_in_its_place() -> None:
     with pytest.raises(SpecError, match=r"no field 'data.held_out_fraction' any more.*data.validation_fraction=0.1"):
         TrainSpec.create("vae", {"data.held_out_fraction": 0.2})
+
+
+@pytest.mark.parametrize("version", [None, 2])
+def test_noise_on_an_autoencoder_s_inputs_is_read_as_corruption_but_not_trained_on(
+    version: int | None, digits: Dataset, tmp_path: Any
+) -> None:
+    """Its epochs were judged on clean inputs then."""
+    document = written_before("ae") if version is None else {"version": version, "data": {"source": "digits"}}
+    document["model"] = {"name": "ae", "hidden": [16], "noise_std": 0.2}
+    spec = TrainSpec.model_validate(document)
+    assert (spec.version, spec.data.corruption, spec.data.corruption_std) == (version or 1, "noise", 0.2)
+    assert TrainSpec.model_validate_json(spec.model_dump_json()) == spec
+    with pytest.raises(
+        SpecError, match=r"`raygen train ae --set data.corruption=noise .*corruption_std=0.2`"
+    ) as caught:
+        next(fit(spec, digits, tmp_path / "checkpoint"))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_autoencoder_of_then_without_noise_goes_on(digits: Dataset, tmp_path: Any) -> None:
+    document = written_before("ae")
+    document["model"]["noise_std"] = 0.0
+    spec = TrainSpec.model_validate(document)
+    assert spec.data.corruption is None
+    assert next(fit(spec, digits, tmp_path / "checkpoint")).epoch == 1
+
+
+def test_noise_as_a_model_s_option_names_what_is_in_its_place() -> None:
+    with pytest.raises(SpecError, match=r"no field 'model.noise_std' any more.*--set data.corruption=noise"):
+        TrainSpec.create("ae", {"model.noise_std": 0.2})

@@ -60,6 +60,35 @@ class DataOptions(BaseModel):
     normal_class: int | None = Field(
         None, ge=0, description="train on the images of this class only, to find what is none; none: all classes"
     )
+    corruption: Literal["noise", "mask", "downsample"] | None = Field(
+        None,
+        description="of what is encoded, so that the model learns to restore the clean images; none: clean inputs",
+    )
+    corruption_std: float = Field(
+        0.3,
+        gt=0,
+        allow_inf_nan=False,
+        description="standard deviation of Gaussian noise on pixels in [0, 1] (corruption noise)",
+    )
+    corruption_mask: float = Field(
+        0.5, gt=0, lt=1, description="part of the image under a black block at a random place (corruption mask)"
+    )
+    corruption_factor: Literal[2, 4] = Field(
+        4, description="pixels of a side that become one, and are repeated again (corruption downsample)"
+    )
+
+    @property
+    def corruption_in_words(self) -> str | None:
+        """The corruption with its strength; None if there is none."""
+        match self.corruption:
+            case None:
+                return None
+            case "noise":
+                return f"Gaussian noise of σ {self.corruption_std:g}"
+            case "mask":
+                return f"a block over {self.corruption_mask:g} of the image"
+            case "downsample":
+                return f"{self.corruption_factor} × {self.corruption_factor} pixels in one"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ A metric called `elbo` is reported as `val_elbo`. Its file says which way is bet
 must be able to do (`REQUIRES`, a protocol of raygen.models._base), and has one or more of these functions:
 
 - `compute(model, images, seed)`: one number, for images [N, C, H, W] in [0, 1] on the model's device. Without it
-  only an evaluation can ask for the metric, as it needs labels or a classifier: no training can be judged by it.
+  only an evaluation can ask for the metric, as it needs labels or a classifier: no training can be judged by it. If
+  it does not compare samples, also `inputs`: what a model that restores corrupted images encodes in their place.
   With `MEAN_OVER_IMAGES = True` it is a mean over images that are looked at one by one.
 - `compare(real, made)`: one number from features [N, F] of images and [M, F] of samples, over any network.
 - `measure(model, evidence)`: the number with the details that an evaluation card shows beside it. With
@@ -46,6 +47,12 @@ class Evidence:
     labels: Tensor | None = None  # classes [N] of the images
     normal_class: int | None = None  # the class that is no anomaly
     is_samples: int = 5000  # importance samples per image
+    corrupted: Tensor | None = None  # what a model that restores corrupted images sees of them, [N, C, H, W]
+
+    @property
+    def inputs(self) -> Tensor:
+        """What is encoded, [N, C, H, W] in [0, 1]."""
+        return self.images if self.corrupted is None else self.corrupted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +70,16 @@ class Metric:
     name: str
     direction: Direction
     requires: type
-    compute: Callable[[Model, Tensor, int], float] | None
+    compute: Callable[..., float] | None
     compare: Callable[[Tensor, Tensor], float] | None = None
     measure: Callable[[Model, Evidence], Measurement] | None = None
     all_classes: bool = False
     mean_over_images: bool = False
+
+    def value(self, model: Model, images: Tensor, seed: int, inputs: Tensor | None) -> float:
+        """What `compute` gives for images of which the model encodes `inputs`, the images themselves if None."""
+        assert self.compute is not None, "a metric that only an evaluation can compute is refused before"
+        return self.compute(model, images, seed, *(() if self.compare else (inputs,)))
 
     def is_better(self, value: float, than: float) -> bool:
         """Whether `value` beats `than` in this metric's direction."""

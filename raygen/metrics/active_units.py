@@ -16,14 +16,14 @@ REQUIRES = GaussianEncoder
 ACTIVE_VARIANCE = 0.01
 
 
-def compute(model: Model, images: Tensor, seed: int) -> float:
+def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = None) -> float:
     """Number of units in 0..D for images [N, C, H, W] in [0, 1]; nothing is random, so `seed` has no effect."""
-    return float((_variances(model, images) > ACTIVE_VARIANCE).sum().item())
+    return float((_variances(model, images if inputs is None else inputs) > ACTIVE_VARIANCE).sum().item())
 
 
 def measure(model: Model, evidence: Evidence) -> Measurement:
     """The same with `units`, how many there are, and `variances`, of the mean of each over the images."""
-    variances = _variances(model, evidence.images)
+    variances = _variances(model, evidence.inputs)
     active = float((variances > ACTIVE_VARIANCE).sum().item())
     return Measurement(value=active, details={"units": len(variances), "variances": variances.tolist()})
 

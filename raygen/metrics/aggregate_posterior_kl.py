@@ -21,14 +21,14 @@ REQUIRES = GaussianEncoder
 CHUNK_ROWS = 500
 
 
-def compute(model: Model, images: Tensor, seed: int) -> float:
+def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = None) -> float:
     """Estimate for images [N, C, H, W] in [0, 1], with draws fixed by `seed`."""
-    return divergence(*_posterior.posteriors(model, images), seed)
+    return divergence(*_posterior.posteriors(model, images if inputs is None else inputs), seed)
 
 
 def measure(model: Model, evidence: Evidence) -> Measurement:
     """The same with `mutual_information_nats`, of images and latents: KL less this value."""
-    means, log_variances = _posterior.posteriors(model, evidence.images)
+    means, log_variances = _posterior.posteriors(model, evidence.inputs)
     value = divergence(means, log_variances, evidence.seed)
     kl = _posterior.kl_per_unit(means, log_variances).sum().item()
     return Measurement(value=value, details={"mutual_information_nats": kl - value})

@@ -15,7 +15,7 @@ REQUIRES = Reconstructor
 LATENT_BYTES = 4
 
 
-def compute(model: Model, images: Tensor, seed: int) -> float:
+def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = None) -> float:
     """C·H·W / D for images [N, C, H, W]; nothing is random, so `seed` has no effect."""
     return images[0].numel() / model.latent_dim
 

@@ -17,10 +17,12 @@ MEAN_OVER_IMAGES = True
 CHUNK_IMAGES = 500
 
 
-def compute(model: Model, images: Tensor, seed: int) -> float:
+def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = None) -> float:
     """Mean over images [N, C, H, W] in [0, 1]."""
     assert isinstance(model, LikelihoodModel)
     # Drawn on the CPU, so that one seed means the same noise on every device.
     noise = torch.randn(len(images), model.latent_dim, generator=torch.Generator().manual_seed(seed))
-    chunks = zip(images.split(CHUNK_IMAGES), noise.to(images.device).split(CHUNK_IMAGES), strict=True)
-    return sum(model.elbo(chunk, chunk_noise).double().sum().item() for chunk, chunk_noise in chunks) / len(images)
+    encoded = images if inputs is None else inputs
+    whole = (images, noise.to(images.device), encoded)
+    chunks = zip(*(each.split(CHUNK_IMAGES) for each in whole), strict=True)
+    return sum(model.elbo(*chunk).double().sum().item() for chunk in chunks) / len(images)

@@ -24,15 +24,15 @@ CHUNK_IMAGES = 50
 BLOCK_NUMBERS = 2**22  # pixels decoded at a time: 16 MiB in float32
 
 
-def compute(model: Model, images: Tensor, seed: int) -> float:
+def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = None) -> float:
     """Mean over images [N, C, H, W] in [0, 1], with 64 importance samples for each."""
-    return log_likelihoods(model, images, seed, TRAINING_SAMPLES).mean().item()
+    return log_likelihoods(model, images, seed, TRAINING_SAMPLES, inputs).mean().item()
 
 
 def measure(model: Model, evidence: Evidence) -> Measurement:
     """The same with as many samples as the evidence says; the standard error is that of the mean over images."""
     images = evidence.images
-    found = log_likelihoods(model, images, evidence.seed, evidence.is_samples)
+    found = log_likelihoods(model, images, evidence.seed, evidence.is_samples, evidence.corrupted)
     details = {
         "importance_samples": evidence.is_samples,
         "pixels": "binarised" if ((images == 0) | (images == 1)).all() else "grey",
@@ -41,17 +41,21 @@ def measure(model: Model, evidence: Evidence) -> Measurement:
     return Measurement(value=found.mean().item(), details=details)
 
 
-def log_likelihoods(model: Model, images: Tensor, seed: int, samples: int) -> Tensor:
-    """The bound [N] in nats for each of images [N, C, H, W] in [0, 1], in float64 on the CPU."""
+def log_likelihoods(model: Model, images: Tensor, seed: int, samples: int, inputs: Tensor | None = None) -> Tensor:
+    """The bound [N] in nats for each of images [N, C, H, W] in [0, 1], in float64 on the CPU.
+
+    The latents are drawn from the posteriors of `inputs`, of the same shape; of the images themselves if None.
+    """
     assert isinstance(model, LatentVariableModel)
     per_block = max(1, BLOCK_NUMBERS // (CHUNK_IMAGES * images[0].numel()))
+    encoded = images if inputs is None else inputs
     found = []
     for first in range(0, len(images), CHUNK_IMAGES):
-        chunk = images[first : first + CHUNK_IMAGES]
+        chunk, seen = (each[first : first + CHUNK_IMAGES] for each in (images, encoded))
         total = torch.full((len(chunk),), -math.inf, dtype=torch.float64)
         for start in range(0, samples, per_block):
             noise = _noise(seed, first, start, (min(per_block, samples - start), len(chunk), model.latent_dim))
-            weights = _log_weights(model, chunk, noise.to(chunk.device)).double().cpu()
+            weights = _log_weights(model, chunk, seen, noise.to(chunk.device)).double().cpu()
             total = torch.logaddexp(total, weights.logsumexp(dim=0))
         found.append(total - math.log(samples))
     return torch.cat(found)
@@ -63,9 +67,9 @@ def _noise(seed: int, first_image: int, first_sample: int, shape: tuple[int, int
     return torch.randn(shape, generator=generator)
 
 
-def _log_weights(model: LatentVariableModel, images: Tensor, noise: Tensor) -> Tensor:
-    """Log-weights ln p(x|z) p(z) / q(z|x) [K, B] for images [B, C, H, W] and posterior noise [K, B, D]."""
-    mean, log_variance = model.posterior(images)
+def _log_weights(model: LatentVariableModel, images: Tensor, inputs: Tensor, noise: Tensor) -> Tensor:
+    """Log-weights ln p(x|z) p(z) / q(z|x) [K, B] for images and inputs [B, C, H, W] and posterior noise [K, B, D]."""
+    mean, log_variance = model.posterior(inputs)
     latents = mean + noise * (0.5 * log_variance).exp()
     # ln p(z) − ln q(z|x): the factors (2π)^(-D/2) cancel, and (z − μ) / σ is the noise.
     prior_ratio = 0.5 * (noise.square() + log_variance - latents.square()).sum(dim=2)

@@ -16,12 +16,13 @@ REQUIRES = GaussianEncoder
 MEAN_OVER_IMAGES = True
 
 
-def compute(model: Model, images: Tensor, seed: int) -> float:
+def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = None) -> float:
     """Mean over images [N, C, H, W] in [0, 1]; nothing is random, so `seed` has no effect."""
-    return _posterior.kl_per_unit(*_posterior.posteriors(model, images)).sum().item()
+    encoded = images if inputs is None else inputs
+    return _posterior.kl_per_unit(*_posterior.posteriors(model, encoded)).sum().item()
 
 
 def measure(model: Model, evidence: Evidence) -> Measurement:
     """The same with `per_unit_nats`, the divergence of each latent unit, a mean over the images."""
-    per_unit = _posterior.kl_per_unit(*_posterior.posteriors(model, evidence.images))
+    per_unit = _posterior.kl_per_unit(*_posterior.posteriors(model, evidence.inputs))
     return Measurement(value=per_unit.sum().item(), details={"per_unit_nats": per_unit.tolist()})

@@ -13,10 +13,11 @@ MEAN_OVER_IMAGES = True
 CHUNK_IMAGES = 500
 
 
-def compute(model: Model, images: Tensor, seed: int) -> float:
+def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = None) -> float:
     """Mean over all pixels of images [N, C, H, W] in [0, 1]; nothing is random, so `seed` has no effect."""
     assert isinstance(model, Reconstructor)
     total = 0.0
-    for chunk in images.split(CHUNK_IMAGES):
-        total += F.mse_loss(model.decode(model.encode(chunk)).float(), chunk, reduction="sum").item()
+    encoded = images if inputs is None else inputs
+    for chunk, seen in zip(images.split(CHUNK_IMAGES), encoded.split(CHUNK_IMAGES), strict=True):
+        total += F.mse_loss(model.decode(model.encode(seen)).float(), chunk, reduction="sum").item()
     return total / images.numel()

@@ -17,11 +17,17 @@ CHUNK_IMAGES = 500
 SMALLEST_ERROR = 1e-10
 
 
-def compute(model: Model, images: Tensor, seed: int) -> float:
+def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = None) -> float:
     """Mean over images [N, C, H, W] in [0, 1], at most 100 dB; nothing is random, so `seed` has no effect."""
     assert isinstance(model, Reconstructor)
     total = 0.0
-    for chunk in images.split(CHUNK_IMAGES):
-        errors = (model.decode(model.encode(chunk)).float() - chunk).square().flatten(1).mean(dim=1)
-        total -= 10 * errors.double().clamp(min=SMALLEST_ERROR).log10().sum().item()
+    encoded = images if inputs is None else inputs
+    for chunk, seen in zip(images.split(CHUNK_IMAGES), encoded.split(CHUNK_IMAGES), strict=True):
+        total += ratios(model.decode(model.encode(seen)), chunk).sum().item()
     return total / len(images)
+
+
+def ratios(first: Tensor, second: Tensor) -> Tensor:
+    """Ratio [N] in decibels, at most 100, of each of images [N, C, H, W] in [0, 1] to its counterpart; float64."""
+    errors = (first.float() - second.float()).square().flatten(1).mean(dim=1)
+    return -10 * errors.double().clamp(min=SMALLEST_ERROR).log10()

@@ -17,14 +17,15 @@ MEAN_OVER_IMAGES = True
 CHUNK_IMAGES = 500
 
 
-def compute(model: Model, images: Tensor, seed: int) -> float:
+def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = None) -> float:
     """Mean over images [N, C, H, W] in [0, 1]."""
     assert isinstance(model, LatentVariableModel)
     # Drawn on the CPU, so that one seed means the same noise on every device.
     noise = torch.randn(len(images), model.latent_dim, generator=torch.Generator().manual_seed(seed))
     total = 0.0
-    for chunk, chunk_noise in zip(images.split(CHUNK_IMAGES), noise.split(CHUNK_IMAGES), strict=True):
-        mean, log_variance = model.posterior(chunk)
+    encoded = images if inputs is None else inputs
+    for chunk, seen, chunk_noise in zip(*(each.split(CHUNK_IMAGES) for each in (images, encoded, noise)), strict=True):
+        mean, log_variance = model.posterior(seen)
         latents = mean + chunk_noise.to(chunk.device) * (0.5 * log_variance).exp()
         total += model.log_likelihood(chunk, latents).double().sum().item()
     return total / len(images)

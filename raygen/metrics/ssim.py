@@ -16,11 +16,13 @@ MEAN_OVER_IMAGES = True
 CHUNK_IMAGES = 100
 
 
-def compute(model: Model, images: Tensor, seed: int) -> float:
+def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = None) -> float:
     """Mean in [-1, 1] over images [N, C, H, W] in [0, 1]; nothing is random, so `seed` has no effect."""
     assert isinstance(model, Reconstructor)
-    chunks = images.split(CHUNK_IMAGES)
-    return sum(similarities(model.decode(model.encode(chunk)), chunk).sum().item() for chunk in chunks) / len(images)
+    encoded = images if inputs is None else inputs
+    chunks = zip(images.split(CHUNK_IMAGES), encoded.split(CHUNK_IMAGES), strict=True)
+    found = (similarities(model.decode(model.encode(seen)), chunk).sum().item() for chunk, seen in chunks)
+    return sum(found) / len(images)
 
 
 def similarities(first: Tensor, second: Tensor) -> Tensor:

@@ -70,10 +70,19 @@ def derived_seed(*parts: int | str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One rank's part of a global batch: images [B, C, H, W] in [0, 1] and the step's noise."""
+    """One rank's part of a global batch: images [B, C, H, W] in [0, 1] and the step's noise.
+
+    `corrupted` is what a model sees of the images that it learns to restore; None if it sees them as they are.
+    """
 
     images: Tensor
     noise: Noise
+    corrupted: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """What is encoded, [B, C, H, W] in [0, 1], and compared with `images` once it is decoded."""
+        return self.images if self.corrupted is None else self.corrupted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +158,11 @@ class Adversarial(Protocol):
 class LikelihoodModel(Protocol):
     """A model with a lower bound on the log-likelihood of an image."""
 
-    def elbo(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Evidence lower bound [B] in nats, for images [B, C, H, W] and standard normal noise [B, D]."""
+    def elbo(self, images: Tensor, noise: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """Evidence lower bound [B] in nats, for images [B, C, H, W] and standard normal noise [B, D].
+
+        The posterior is that of `inputs` [B, C, H, W], the images themselves unless given.
+        """
 
 
 @runtime_checkable

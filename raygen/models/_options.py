@@ -53,6 +53,11 @@ class ModelOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return 1
 
     @property
+    def learns_to_reconstruct(self) -> bool:
+        """Whether what is decoded of an encoded image is compared with the image."""
+        return True
+
+    @property
     def differentiates_twice(self) -> str | None:
         """The name of what in these options takes the gradient of a gradient, if anything does."""
         return None

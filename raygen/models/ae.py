@@ -1,7 +1,6 @@
-"""Autoencoder: reconstructs images through a narrow latent vector; optionally from noisy inputs.
+"""Autoencoder: reconstructs images through a narrow latent vector.
 
-Hinton & Salakhutdinov 2006, "Reducing the dimensionality of data with neural networks"; for the denoising
-form Vincent et al. 2008, "Extracting and composing robust features with denoising autoencoders".
+Hinton & Salakhutdinov 2006, "Reducing the dimensionality of data with neural networks".
 """
 
 from __future__ import annotations
@@ -30,14 +29,12 @@ class Autoencoder(Model):
         latent_activation: Literal["none", "relu", "sigmoid", "tanh"] = Field(
             "none", description="on the bottleneck itself"
         )
-        noise_std: float = Field(0.0, ge=0, description="standard deviation of noise on the inputs (denoising)")
 
     recipe = {"evaluation": {"objective": "val_mse"}}
 
     def __init__(self, options: Options, shape: ImageShape) -> None:
         super().__init__(options, shape)
         self.loss = options.loss
-        self.noise_std = options.noise_std
         self.encoder = _blocks.encoder(
             options, shape, options.latent_dim, _blocks.named_activation(options.activation)
         )
@@ -57,11 +54,7 @@ class Autoencoder(Model):
         return [Phase(name="reconstruction", params=list(self.parameters()), loss=self._reconstruction_loss)]
 
     def _reconstruction_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        inputs = batch.images
-        if self.noise_std > 0:
-            noise = batch.noise.normal("input", *self.shape)
-            inputs = (inputs + self.noise_std * noise).clamp(0, 1)
-        logits = self.decoder(self.encode(inputs)).float()
+        logits = self.decoder(self.encode(batch.inputs)).float()
         if self.loss == "bce":
             loss = F.binary_cross_entropy_with_logits(logits, batch.images)
         else:

@@ -49,6 +49,10 @@ class AutoencodingGAN(Model):
         )
 
         @property
+        def learns_to_reconstruct(self) -> bool:
+            return self.reconstruction > 0
+
+        @property
         def prior_name(self) -> str:
             return "uniform" if self.prior == "uniform" else super().prior_name
 
@@ -94,7 +98,7 @@ class AutoencodingGAN(Model):
         """Cross-entropy of telling encoded pairs (x, E(x)) from generated ones (G(z), z)."""
         latents = _blocks.from_prior(self.prior, batch.noise.normal("discriminator latents", self.latent_dim))
         with torch.no_grad():
-            codes, samples = self.encode(batch.images).float(), self.decode(latents).float()
+            codes, samples = self.encode(batch.inputs).float(), self.decode(latents).float()
         encoded, generated = self.discriminator(batch.images, codes), self.discriminator(samples, latents)
         loss = (F.softplus(-encoded) + F.softplus(generated)).mean()
         return loss, {"encoded_logit": encoded.mean(), "generated_logit": generated.mean()}
@@ -102,7 +106,7 @@ class AutoencodingGAN(Model):
     def _autoencoder_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Reconstruction error, and both kinds of pair mistaken for the other, in the form that does not saturate."""
         latents = _blocks.from_prior(self.prior, batch.noise.normal("autoencoder latents", self.latent_dim))
-        codes = self.encode(batch.images)
+        codes = self.encode(batch.inputs)
         error = F.mse_loss(self.decode(codes).float(), batch.images)
         generated = self.discriminator(self.decode(latents), latents)
         encoded = self.discriminator(batch.images, codes)

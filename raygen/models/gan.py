@@ -66,6 +66,10 @@ class GenerativeAdversarialNetwork(Model):
             return "uniform" if self.prior == "uniform" else super().prior_name
 
         @property
+        def learns_to_reconstruct(self) -> bool:
+            return False
+
+        @property
         def images_judged_together(self) -> int:
             return self.pack
 

@@ -52,8 +52,8 @@ class VariationalAutoencoder(Model):
     def sample(self, latents: Tensor) -> Tensor:
         return self.decode(latents)
 
-    def elbo(self, images: Tensor, noise: Tensor) -> Tensor:
-        log_likelihood, kl = self._bound(images, noise)
+    def elbo(self, images: Tensor, noise: Tensor, inputs: Tensor | None = None) -> Tensor:
+        log_likelihood, kl = self._bound(images, noise, images if inputs is None else inputs)
         return log_likelihood - kl
 
     def phases(self) -> list[Phase]:
@@ -61,13 +61,13 @@ class VariationalAutoencoder(Model):
 
     def _negative_elbo(self, batch: Batch) -> tuple[Tensor, Metrics]:
         noise = batch.noise.normal("posterior", self.latent_dim)
-        log_likelihood, kl = (term.mean() for term in self._bound(batch.images, noise))
+        log_likelihood, kl = (term.mean() for term in self._bound(batch.images, noise, batch.inputs))
         loss = self.beta * kl - log_likelihood
         return loss, {"reconstruction": -log_likelihood, "kl": kl}
 
-    def _bound(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def _bound(self, images: Tensor, noise: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Single-sample log-likelihood [B] and KL divergence to the prior [B], in nats (paper, appendix B)."""
-        mean, log_variance = self.posterior(images)
+        mean, log_variance = self.posterior(inputs)
         kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)
         return self.log_likelihood(images, mean + noise * (0.5 * log_variance).exp()), kl
 

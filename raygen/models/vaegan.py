@@ -102,7 +102,7 @@ class VariationalAutoencoderGAN(Model):
 
     def _encoder_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """L_prior + L_llike (algorithm 1): KL divergence to the prior plus feature error, in nats."""
-        mean, log_variance = self.posterior(batch.images)
+        mean, log_variance = self.posterior(batch.inputs)
         kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1).mean()
         latents = _drawn(mean, log_variance, batch.noise.normal("encoder posterior", self.latent_dim))
         error = self._feature_error(batch.images, self._seen(self.decode(latents)))
@@ -111,7 +111,7 @@ class VariationalAutoencoderGAN(Model):
     def _made(self, batch: Batch, phase: str) -> tuple[Tensor, Tensor]:
         """Reconstructions of the batch, and as many samples from the prior; each [B, C, H, W] in [0, 1]."""
         noise = batch.noise.normal(f"{phase} posterior", self.latent_dim)
-        latents = _drawn(*self.posterior(batch.images), noise)
+        latents = _drawn(*self.posterior(batch.inputs), noise)
         return self.decode(latents), self.sample(batch.noise.normal(f"{phase} latents", self.latent_dim))
 
     def _seen(self, images: Tensor) -> Tensor:

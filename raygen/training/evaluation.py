@@ -20,17 +20,24 @@ def held_out_images(held_out: Tensor, options: EvaluationOptions, device: torch.
 
 @torch.no_grad()
 def evaluate(
-    model: Model, images: Tensor, options: EvaluationOptions, *, also: Sequence[str] = ()
+    model: Model,
+    images: Tensor,
+    options: EvaluationOptions,
+    *,
+    also: Sequence[str] = (),
+    inputs: Tensor | None = None,
 ) -> dict[str, float]:
-    """Every metric that the options or `also` name, on images [N, C, H, W] in [0, 1] on the model's device."""
+    """Every metric that the options or `also` name, on images [N, C, H, W] in [0, 1] on the model's device.
+
+    The model encodes `inputs` [N, C, H, W], the images themselves if None.
+    """
     chosen = [metrics.find(name) for name in dict.fromkeys((*options.all_metrics, *also))]
     # Samples are drawn and pass through the network once for all metrics that compare them with the images.
     compares = any(metric.compare for metric in chosen)
     pair = _features.random_pair(model, images, options.seed) if compares else None
     values = {}
     for metric in chosen:
-        assert metric.compute is not None, "the spec refuses a metric that only an evaluation can compute"
         values[metric.name] = (
-            metric.compare(*pair) if metric.compare and pair else metric.compute(model, images, options.seed)
+            metric.compare(*pair) if metric.compare and pair else metric.value(model, images, options.seed, inputs)
         )
     return values

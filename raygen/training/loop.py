@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raygen import metrics, models
+from raygen import corruption, metrics, models
 from raygen.data import Dataset
 from raygen.errors import CheckpointError, NonFiniteLossError, NonFiniteObjectiveError, SpecError, UnhealthyError
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Noise, Phase, derived_seed
@@ -183,7 +183,10 @@ def learning_rate_scale(options: OptimizerOptions, *, step: int, steps: int) -> 
 
 
 class Batches:
-    """One rank's part of every batch, indexed from uint8 images that stay in memory; no work per image."""
+    """One rank's part of every batch, indexed from uint8 images that stay in memory; no work per image.
+
+    If the spec says so, with the images as a model sees them that learns to restore them.
+    """
 
     def __init__(self, images: Tensor, spec: TrainSpec, group: Group) -> None:
         self.batch_size = spec.training.batch_size
@@ -196,6 +199,7 @@ class Batches:
                 f"({group.world_size}{each}) and the number of training images ({len(images)})"
             )
         self._seed = spec.seed
+        self._options = spec.data
         self._rows = group.rows(self.batch_size, together=together)
         self._images = images.to(group.device)
         self._generator = torch.Generator(group.device)
@@ -209,10 +213,9 @@ class Batches:
         for index in range(done, self.per_epoch):
             first = index * self.batch_size
             rows = order[first + self._rows.start : first + self._rows.stop]
-            yield Batch(
-                images=self._images.index_select(0, rows).to(torch.float32).div_(255),
-                noise=self._noise(epoch * self.per_epoch + index),
-            )
+            images = self._images.index_select(0, rows).to(torch.float32).div_(255)
+            noise = self._noise(epoch * self.per_epoch + index)
+            yield Batch(images=images, noise=noise, corrupted=corruption.corrupted(self._options, images, noise))
 
     def _noise(self, step: int) -> Noise:
         return Noise(
@@ -247,6 +250,7 @@ def fit(
     _check_same_start(progress.step, group)
     saver = _Saver(checkpoint_path, training.trained, progress, group=group, every_s=spec.training.checkpoint_every_s)
     held_out = held_out_images(dataset.validation.images, spec.evaluation, group.device)
+    inputs = corruption.corrupted_for_judging(spec.data, held_out, spec.evaluation.seed)
 
     while progress.step < training.steps:
         stopped = False
@@ -261,7 +265,8 @@ def fit(
                     saver.save()
                     return
                 saver.save_if_due()
-            epoch, ailment = _finished_epoch(training, progress, held_out, number=progress.step // batches.per_epoch)
+            number = progress.step // batches.per_epoch
+            epoch, ailment = _finished_epoch(training, progress, held_out, inputs, number=number)
         except (NonFiniteLossError, NonFiniteObjectiveError):
             saver.save_best()
             raise
@@ -328,10 +333,11 @@ def _sync(pending: Sequence[Step], progress: Progress, training: Training, *, as
 
 
 def _finished_epoch(
-    training: Training, progress: Progress, held_out: Tensor, *, number: int
+    training: Training, progress: Progress, held_out: Tensor, inputs: Tensor | None, *, number: int
 ) -> tuple[Epoch, UnhealthyError | None]:
     """Close the epoch's sums, judge the model on rank 0, and keep its weights if they are the best so far.
 
+    It is judged on the images `held_out`, of which it encodes `inputs`, themselves if None.
     Says too, on every rank, what the training should be stopped for.
     """
     values = {name: total / progress.counts[name] for name, total in progress.sums.items()}
@@ -340,7 +346,7 @@ def _finished_epoch(
     objective = metrics.find(training.spec.evaluation.objective)
     if training.group.rank == 0:
         also = health.needed_metrics(training.model, options)
-        values |= evaluate(training.judged, held_out, training.spec.evaluation, also=also)
+        values |= evaluate(training.judged, held_out, training.spec.evaluation, also=also, inputs=inputs)
     _check_finite(objective.name, values.get(objective.name, 0.0), training.group)
     if training.group.rank == 0:
         best = progress.best

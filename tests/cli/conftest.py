@@ -18,6 +18,8 @@ PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, {}) for family in ("ae", "vae", "gan", "aegan")},
     "plane": ("vae", {"model.latent_dim": 2}),
+    "noisy": ("ae", {"data.corruption": "noise", "model.latent_dim": 16}),
+    "small": ("ae", {"data.corruption": "downsample", "data.corruption_factor": 2, "training.epochs": 2}),
     "zeros": ("ae", {"data.normal_class": 0, "training.batch_size": 16}),
 }
 """Family and settings of each run, by its name."""

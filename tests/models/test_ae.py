@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
+from raygen.data import DataOptions
 from raygen.models._base import Batch, ImageShape
 from raygen.spec import TrainSpec
 from raygen.training.distributed import CPU
@@ -54,32 +55,31 @@ def test_the_deep_form_is_the_default() -> None:
     assert str(autoencoder(ImageShape(1, 28, 28))) == str(deep)
 
 
-@pytest.mark.parametrize("noise_std", [0.0, 2.0])
+@pytest.mark.parametrize("corruption", [None, "noise", "mask", "downsample"])
 @torch.no_grad()
-def test_the_target_is_the_clean_image(noise_std: float, make_batch: MakeBatch) -> None:
+def test_the_target_is_the_clean_image(
+    corruption: Literal["noise", "mask", "downsample"] | None, make_batch: MakeBatch
+) -> None:
     """A decoder that makes one image whatever it is given shows what the loss compares with."""
     logit = 0.7
     probability = 1 / (1 + math.exp(-logit))
     cross_entropy = -(IMAGES * math.log(probability) + (1 - IMAGES) * math.log(1 - probability))
     for loss, expected in (("mse", (IMAGES - probability).square()), ("bce", cross_entropy)):
-        model = autoencoder(hidden=[], loss=loss, noise_std=noise_std)
+        model = autoencoder(hidden=[], loss=loss)
         model.decoder[0].weight.zero_()
         model.decoder[0].bias.fill_(logit)
         [phase] = model.phases()
-        value, _ = phase.loss(make_batch(IMAGES))
+        value, _ = phase.loss(make_batch(IMAGES, data=DataOptions(corruption=corruption, corruption_std=2.0)))
         assert value.item() == pytest.approx(expected.mean().item(), rel=1e-5)
 
 
 @torch.no_grad()
-def test_noise_disturbs_the_inputs_of_training_only(make_batch: MakeBatch) -> None:
-    clean, noisy = autoencoder(), autoencoder(noise_std=0.5)
-    noisy.load_state_dict(clean.state_dict())
-    assert torch.equal(clean.encode(IMAGES), noisy.encode(IMAGES))
-    (clean_phase,), (noisy_phase,) = clean.phases(), noisy.phases()
-    clean_losses, noisy_losses = (
-        [phase.loss(make_batch(IMAGES, step=step))[0].item() for step in (0, 0, 1)]
-        for phase in (clean_phase, noisy_phase)
+def test_what_is_encoded_is_corrupted_anew_in_each_step(make_batch: MakeBatch) -> None:
+    [phase] = autoencoder().phases()
+    clean, noisy = (
+        [phase.loss(make_batch(IMAGES, step=step, data=data))[0].item() for step in (0, 0, 1)]
+        for data in (DataOptions(), DataOptions(corruption="noise"))
     )
-    assert len(set(clean_losses)) == 1
-    assert noisy_losses[0] == noisy_losses[1]
-    assert len({*clean_losses, *noisy_losses}) == 3
+    assert len(set(clean)) == 1
+    assert noisy[0] == noisy[1]
+    assert len({*clean, *noisy}) == 3

@@ -30,11 +30,11 @@ SHAPES = [(1, 8, 8), (3, 8, 8), (1, 28, 28), (3, 9, 11), (1, 13, 32)]
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "ae": [
         {},
-        {"loss": "bce", "noise_std": 0.3},
+        {"loss": "bce", "corruption": "noise"},
         {"activation": "silu", "latent_activation": "tanh"},
         {"arch": "mlp", "activation": "gelu", "decoder_hidden": [24, 8, 48]},
     ],
-    "vae": [{}, {"likelihood": "gaussian", "beta": 4.0}, {"arch": "mlp", "activation": "elu"}],
+    "vae": [{}, {"likelihood": "gaussian", "beta": 4.0}, {"arch": "mlp", "activation": "elu", "corruption": "mask"}],
     "gan": [
         {},
         {"arch": "mlp", "loss": "minimax"},
@@ -52,8 +52,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {},
         {"judges": "pairs"},
         {"arch": "mlp", "prior": "uniform", "activation": "elu", "discriminator_activation": "silu"},
+        {"arch": "mlp", "corruption": "downsample", "corruption_factor": 2},
     ],
-    "vaegan": [{}, {"arch": "mlp", "activation": "silu", "discriminator_activation": "elu"}],
+    "vaegan": [
+        {},
+        {"arch": "mlp", "activation": "silu", "discriminator_activation": "elu"},
+        {"arch": "mlp", "corruption": "noise", "corruption_std": 0.2},
+    ],
 }
 
 PARTNERS = {"encoder"}
@@ -88,7 +93,10 @@ class Case:
 
 
 def case(name: str, arch: str, variant: dict[str, Any], shape: tuple[int, int, int]) -> Any:
-    options = {f"model.{key}": value for key, value in {"arch": arch, **variant}.items()}
+    options = {
+        f"{'data' if key.startswith('corruption') else 'model'}.{key}": value
+        for key, value in {"arch": arch, **variant}.items()
+    }
     batch = {"training.batch_size": 6 if "pack" in variant else 5, "training.ema_half_life_images": 0}
     label = "-".join([name, arch, *map(str, variant.values()), "×".join(map(str, shape))])
     return pytest.param(Case(TrainSpec.create(name, {**SMALL, **batch, **options}), ImageShape(*shape)), id=label)
@@ -131,9 +139,11 @@ def run(training: Training, batch: Batch, steps: int) -> None:
 
 
 @torch.no_grad()
-def reconstruction_error(model: Model, images: Tensor) -> float:
-    """Zero for a model that does not reconstruct."""
-    return F.mse_loss(model.decode(model.encode(images)), images).item() if isinstance(model, Reconstructor) else 0.0
+def reconstruction_error(model: Model, batch: Batch) -> float:
+    """Of the clean images, from what the model sees of them; zero for a model that does not reconstruct."""
+    if not isinstance(model, Reconstructor):
+        return 0.0
+    return F.mse_loss(model.decode(model.encode(batch.inputs)), batch.images).item()
 
 
 @every_case
@@ -157,7 +167,7 @@ def test_a_phase_changes_its_own_parameters_only(case: Case, make_batch: MakeBat
         [own] = training.phases = [candidate for candidate in training.phases if candidate.name == phase.name]
         own_parameters = set(map(id, own.params))
         before = weights(training.model)
-        [step] = training.step(make_batch(case.batch_images()), step=own.every - 1)
+        [step] = training.step(make_batch(case.batch_images(), data=case.spec.data), step=own.every - 1)
         assert step.phase == phase.name
         changed = [
             parameter
@@ -183,7 +193,7 @@ def test_losses_and_gradients_are_finite(case: Case, make_batch: MakeBatch) -> N
     model = case.build()
     trained = set()
     for phase in model.phases():
-        loss, metrics = phase.loss(make_batch(case.batch_images()))
+        loss, metrics = phase.loss(make_batch(case.batch_images(), data=case.spec.data))
         assert loss.shape == ()
         for value in (loss, *metrics.values()):
             assert value.isfinite()
@@ -203,20 +213,21 @@ def test_each_phase_overfits_one_batch(case: Case, make_batch: MakeBatch) -> Non
     training, images = case.training(), case.batch_images()
     for phase in training.model.phases():
         training.phases = [phase]
-        first = phase.loss(make_batch(images))[0].item()
+        first = phase.loss(make_batch(images, data=case.spec.data))[0].item()
         for number in range(1, 101):
-            training.step(make_batch(images, step=number), step=phase.every - 1)
-        last = phase.loss(make_batch(images))[0].item()
+            training.step(make_batch(images, step=number, data=case.spec.data), step=phase.every - 1)
+        last = phase.loss(make_batch(images, data=case.spec.data))[0].item()
         assert phase.name in PARTNERS or last < first - 0.5 * abs(first)
 
 
 @every_option
 def test_one_batch_is_reconstructed(case: Case, make_batch: MakeBatch) -> None:
     training, images = case.training(**LEARNS_BY_HEART.get(case.spec.model.name, {})), case.batch_images()
-    untrained = reconstruction_error(training.model, images)
+    unseen = make_batch(images, step=1000, data=case.spec.data)
+    untrained = reconstruction_error(training.model, unseen)
     for step in range(200):
-        training.step(make_batch(images, step=step), step)
-    assert reconstruction_error(training.model, images) <= 0.5 * untrained
+        training.step(make_batch(images, step=step, data=case.spec.data), step)
+    assert reconstruction_error(training.model, unseen) <= 0.5 * untrained
 
 
 @every_case
@@ -227,7 +238,7 @@ def test_the_loss_is_a_mean_over_images(case: Case, make_batch: MakeBatch) -> No
     for index in range(len(case.build().phases())):
         # A model for each, as each process has one: spectral norm makes one step of its iteration in each pass.
         (loss, metrics), (first, first_metrics), (second, second_metrics) = (
-            case.build().phases()[index].loss(make_batch(images, rows=rows))
+            case.build().phases()[index].loss(make_batch(images, rows=rows, data=case.spec.data))
             for rows in (slice(0, count), slice(0, 2), slice(2, count))
         )
         assert loss.item() == pytest.approx((2 * first + (count - 2) * second).item() / count, rel=1e-5, abs=1e-6)
@@ -239,9 +250,9 @@ def test_the_loss_is_a_mean_over_images(case: Case, make_batch: MakeBatch) -> No
 @every_option
 def test_the_same_seed_gives_the_same_bits(case: Case, make_batch: MakeBatch) -> None:
     first, second = case.training(), case.training()
-    run(first, make_batch(case.batch_images()), steps=6)
+    run(first, make_batch(case.batch_images(), data=case.spec.data), steps=6)
     torch.manual_seed(99)
-    run(second, make_batch(case.batch_images()), steps=6)
+    run(second, make_batch(case.batch_images(), data=case.spec.data), steps=6)
     assert same(weights(first.model), weights(second.model))
 
 
@@ -260,7 +271,7 @@ def test_another_seed_gives_other_weights_and_the_global_generator_is_left_alone
 def test_a_checkpoint_holds_the_whole_state(case: Case, make_batch: MakeBatch, tmp_path: Path) -> None:
     average = {"training.ema_half_life_images": 1000}
     original, restored = case.training(**average), case.training(**average, seed=7)
-    batch = make_batch(case.batch_images())
+    batch = make_batch(case.batch_images(), data=case.spec.data)
     run(original, batch, steps=6)
     checkpoint.save(tmp_path / "checkpoint", original.trained, Progress(step=6))
     assert checkpoint.restore(tmp_path / "checkpoint", restored.trained).step == 6

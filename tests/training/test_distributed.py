@@ -23,7 +23,8 @@ SMALL = {"model.hidden": [64], "model.width": 8, "model.latent_dim": 8}
 
 # 50 images to a batch do not divide by 3; 28 steps make an epoch of digits.
 SPECS: dict[str, dict[str, Any]] = {
-    "ae": {"model.arch": "conv", "model.noise_std": 0.2},
+    "ae": {"model.arch": "conv", "data.corruption": "noise", "data.corruption_std": 0.2},
+    "vae-masked": {"model.arch": "mlp", "data.corruption": "mask"},
     "vae": {"model.arch": "mlp", "optimizer.clip_norm": 5.0, "training.ema_half_life_images": 1000},
     "gan": {"model.arch": "conv"},
     "gan-packed": {

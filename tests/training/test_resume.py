@@ -31,7 +31,9 @@ STEPS = EPOCHS * 47
 
 # 47 steps make an epoch of digits, so that syncs fall at 20, 40, 47, 60, 80, 94, 100, 120, 140, 141.
 SPECS: dict[str, dict[str, Any]] = {
-    "ae": {"model.noise_std": 0.2, "training.ema_half_life_images": 500},
+    "ae": {"data.corruption": "noise", "data.corruption_std": 0.2, "training.ema_half_life_images": 500},
+    "vae-masked": {"data.corruption": "mask"},
+    "vaegan-enlarging": {"data.corruption": "downsample", "data.corruption_factor": 2, "optimizer.lr": 1e-3},
     "vae": {"optimizer.schedule": "cosine", "optimizer.warmup_fraction": 0.1, "optimizer.clip_norm": 1.0},
     "gan": {"model.arch": "conv", "model.width": 8, "model.loss": "wgan-gp"},
     "gan-spectral": {
