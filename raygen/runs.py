@@ -419,12 +419,13 @@ class Run:
         return current == number
 
     def check_goes_on(self) -> None:
-        """Raise RunError if an earlier version made it: its parts of the images, and so its values, were others."""
-        if self.spec_json["version"] < versions.VERSION:
+        """Raise RunError if its parts of the images, and so its values, were others; SpecError if its training was."""
+        if self.spec_json["version"] == 1:
             raise RunError(
                 f"{self.name} was made before test images were set apart, and cannot go on; type a new "
                 f"`raygen {self.kind} {self.spec_json['model']['name']} --data {self.spec_json['data']['source']}`"
             )
+        self.spec().check_trainable()
 
     def reopen(self, *, only: Cause | None = None) -> None:
         """Let trials that failed, for `only` one cause or any, go on from their checkpoints."""

@@ -89,6 +89,21 @@ def test_a_run_of_an_earlier_version_does_not_go_on(storage: Path, kind: str) ->
     assert Run(Path(job.folder)).spec().version == 1
 
 
+def test_a_run_of_version_2_goes_on_unless_its_inputs_had_noise(storage: Path) -> None:
+    """That version differs from today's in the noise on an autoencoder's inputs alone."""
+    job = ended(storage, {}, kind="train", state=State.FAILED)
+    path = Path(job.folder) / "run.json"
+    document = json.loads(path.read_text())
+    document["spec"]["version"] = 2
+    noisy = {**document, "spec": {**document["spec"], "model": {**document["spec"]["model"], "noise_std": 0.3}}}
+    path.write_text(json.dumps(noisy))
+    with pytest.raises(SpecError, match=r"type a new `raygen train ae --set data.corruption=noise"):
+        Site(storage).retry(job)
+    assert Store.open(storage).get(job.id).state is State.FAILED
+    path.write_text(json.dumps(document))
+    assert Site(storage).retry(job).state is State.QUEUED
+
+
 def test_a_training_is_not_extended(storage: Path) -> None:
     job = ended(storage, {}, kind="train")
     with pytest.raises(SpecError, match="was made by `raygen train`; only a search can be extended"):
