@@ -48,6 +48,8 @@ REFUSED = {
     "train vae --workers 100000": "type --workers",
     "train vae --objective val_elbow": "did you mean 'val_elbo'",
     "train gan --objective val_elbo": "gan cannot be judged by val_elbo; it can by val_coverage",
+    "train gan --set data.corruption=noise": "leave it out, or train ae, vae, aegan or vaegan",
+    "train ae --set model.noise_std=0.2": "type --set data.corruption=noise",
     "train gan --compile --set model.loss=wgan-gp": "leave out --compile",
     "train vae --data fashion-mnst": "did you mean fashion-mnist",
     "train vae --data no/such/folder": "no/such/folder",
