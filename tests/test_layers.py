@@ -33,7 +33,7 @@ LAYERS = [
     ["plan"],
     ["spec"],
     ["metrics", "image_files", "corruption"],
-    ["models", "data", "space", "pictures", "plotting"],
+    ["models", "data", "optimizer_options", "space", "pictures", "plotting"],
     ["files", "capacity", "versions"],
     ["errors"],
 ]

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from raygen import models, space
 from raygen.errors import SpaceError, SpecError
-from raygen.spec import OPTIMIZERS, Resources, TrainSpec, TuneSpec, resources
+from raygen.optimizer_options import OPTIMIZERS
+from raygen.spec import Resources, TrainSpec, TuneSpec, resources
 
 ROOT = Path(__file__).parents[1]
 every_model = pytest.mark.parametrize("model", models.names())

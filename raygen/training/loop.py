@@ -24,7 +24,8 @@ from raygen import corruption, metrics, models
 from raygen.data import Dataset
 from raygen.errors import CheckpointError, NonFiniteLossError, NonFiniteObjectiveError, SpecError, UnhealthyError
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Noise, Phase, derived_seed
-from raygen.spec import OptimizerOptions, TrainSpec
+from raygen.optimizer_options import OptimizerOptions
+from raygen.spec import TrainSpec
 from raygen.training import checkpoint, health, optimizers
 from raygen.training.checkpoint import Best, Progress, Trained
 from raygen.training.distributed import ALONE, Group

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from raygen.spec import (
+from raygen.optimizer_options import (
     AdadeltaOptions,
     AdamOptions,
     AdamWOptions,

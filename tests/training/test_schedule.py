@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raygen.spec import AdamOptions
+from raygen.optimizer_options import AdamOptions
 from raygen.training.loop import learning_rate_scale
 
 
