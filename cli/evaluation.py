@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raygen.data import Dataset
     from raygen.results import TrainedModel
     from raygen.spread import Difference
+    from raygen.training_curves import Against
 
 IS_SAMPLES = 5000
 LIKELIHOOD = "val_is_log_likelihood"
@@ -40,7 +41,7 @@ CurvesPicture = Annotated[
         "how stable they were.",
     ),
 ]
-Against = Annotated[
+AgainstOption = Annotated[
     Literal["epoch", "time", "images"] | None,
     typer.Option(help="What curves are drawn against.", show_default="epoch"),
 ]
@@ -115,7 +116,7 @@ def compare(
     components: options.Components = None,
     picture: ComparisonPicture = None,
     curves: CurvesPicture = None,
-    against: Against = None,
+    against: AgainstOption = None,
     storage: options.Storage = None,
     output: options.OutputOption = "table",
 ) -> None:
@@ -164,7 +165,7 @@ def compare(
 def _compare_curves(
     models: list[str],
     names: list[str],
-    against: Literal["epoch", "time", "images"],
+    against: Against,
     path: Path,
     storage: Path | None,
     output: options.Output,
@@ -175,7 +176,7 @@ def _compare_curves(
 
     found = training_curves.groups([Run.open(name, storage or default_storage()) for name in dict.fromkeys(models)])
     known = training_curves.known_metrics(found, names)
-    level = training_curves.level(found, known[0], against)
+    level = training_curves.level(found, known[0])
     rows = training_curves.stability(found, known[0], against, level)
     curves_plot.save(found, known, against, path)
     if output == "json":

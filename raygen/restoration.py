@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
-from torch.nn import functional as F
 
 from raygen import corruption, files, pictures
 from raygen.data import DataOptions, folder
@@ -128,21 +128,20 @@ def compare(options: DataOptions, clean: Tensor, damaged: Tensor, restored: Tens
 
 def median(images: Tensor) -> Tensor:
     """Images [N, C, H, W] with the median of 3×3 pixels in the place of each; those at the border are repeated."""
-    edge = MEDIAN_PIXELS // 2
-    windows = F.pad(images, (edge, edge, edge, edge), mode="replicate")
-    windows = windows.unfold(2, MEDIAN_PIXELS, 1).unfold(3, MEDIAN_PIXELS, 1)
-    return windows.flatten(4).median(dim=4).values
+    return _each_plane(images, lambda plane: plane.filter(ImageFilter.MedianFilter(MEDIAN_PIXELS)))
 
 
 def bicubic(images: Tensor, factor: int) -> Tensor:
     """Images [N, C, H, W] in [0, 1] of repeated pixels, enlarged from as many as there are without the repetitions."""
     height, width = images.shape[2:]
-    small = corruption.downsampled(images, factor).numpy()
-    planes = [
-        Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC)
-        for plane in small.reshape(-1, *small.shape[2:])
-    ]
-    return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes])).reshape(images.shape).clamp(0, 1)
+    small = corruption.downsampled(images, factor)
+    return _each_plane(small, lambda plane: plane.resize((width, height), Image.Resampling.BICUBIC)).clamp(0, 1)
+
+
+def _each_plane(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
+    """Images [N, C, H, W] whose planes, each by itself, have gone through a function of Pillow's."""
+    changed = [np.asarray(change(Image.fromarray(plane))) for plane in images.flatten(0, 1).numpy()]
+    return torch.from_numpy(np.stack(changed)).reshape(*images.shape[:2], *changed[0].shape)
 
 
 def _quality(name: str, images: Tensor, clean: Tensor) -> Quality:

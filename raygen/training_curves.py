@@ -138,23 +138,23 @@ def known_metrics(found: Sequence[Group], wanted: Sequence[str]) -> list[str]:
     known = [name for name in wanted if name in told]
     if known:
         return known
-    there = ", ".join(metrics.short(name) for name in sorted(told) if name in metrics.names()) or "none"
+    there = ", ".join(metrics.short(name) for name in sorted(told) if name in metrics.names()) or "no metric"
     raise SpecError(
         f"--metrics: no training wrote {', '.join(map(metrics.short, wanted))} down, epoch by epoch; there is: {there}"
     )
 
 
-def level(found: Sequence[Group], metric: str, against: Against) -> float:
+def level(found: Sequence[Group], metric: str) -> float:
     """A level that at least half of the seeds of every configuration reach: the worst of the groups' median bests."""
     direction = metrics.find(metric).direction
-    medians = [statistics.median(_bests(group, metric, against, direction)) for group in _with(found, metric, against)]
+    medians = [statistics.median(_bests(group, metric, direction)) for group in _with(found, metric)]
     return min(medians) if direction == "max" else max(medians)
 
 
 def stability(found: Sequence[Group], metric: str, against: Against, level: float) -> list[Stability]:
     """Each configuration that has the metric, the best first."""
     direction = metrics.find(metric).direction
-    able = _with(found, metric, against)
+    able = _with(found, metric)
     first = max(costs[0] for group in able for costs, _ in group.of(metric, against))
     last = min(max(costs[-1] for costs, _ in group.of(metric, against)) for group in able)
     told = [_stability(group, metric, against, level, direction, (first, max(first, last))) for group in able]
@@ -165,7 +165,7 @@ def _stability(
     group: Group, metric: str, against: Against, level: float, direction: Direction, span: tuple[float, float]
 ) -> Stability:
     found = group.of(metric, against)
-    bests = _bests(group, metric, against, direction)
+    bests = _bests(group, metric, direction)
     costs = [
         next((cost for cost, value in zip(*points, strict=True) if _is_at(value, level, direction)), None)
         for points in found
@@ -188,10 +188,10 @@ def _is_at(value: float, level: float, direction: Direction) -> bool:
     return value >= level if direction == "max" else value <= level
 
 
-def _bests(group: Group, metric: str, against: Against, direction: Direction) -> list[float]:
+def _bests(group: Group, metric: str, direction: Direction) -> list[float]:
     best = max if direction == "max" else min
-    return [best(values) for _, values in group.of(metric, against)]
+    return [best(values) for _, values in group.of(metric, "epoch")]
 
 
-def _with(found: Sequence[Group], metric: str, against: Against) -> list[Group]:
-    return [group for group in found if group.of(metric, against)]
+def _with(found: Sequence[Group], metric: str) -> list[Group]:
+    return [group for group in found if group.of(metric, "epoch")]

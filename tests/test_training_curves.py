@@ -86,7 +86,7 @@ def test_a_table_tells_how_good_how_fast_and_how_stable(tmp_path: Path) -> None:
         training(tmp_path, "aegan", 0, [{FRECHET: value} for value in (12.0, 8.0, 6.0, 6.0)]),
     ]
     found = training_curves.groups(runs)
-    level = training_curves.level(found, FRECHET, "epoch")
+    level = training_curves.level(found, FRECHET)
     assert level == 10.0, "the median of 8, 30 and 10, which is worse than 6"
     best, gan = training_curves.stability(found, FRECHET, "epoch", level)
     assert (best.name, best.seeds, best.best, best.spread, best.reached, best.cost) == ("aegan", 1, 6.0, None, 1, 2.0)
@@ -99,7 +99,7 @@ def test_more_is_better_for_metrics_of_that_direction(tmp_path: Path) -> None:
     slow = training(tmp_path, "vae", 0, elbos(-9, -5))
     quick = training(tmp_path, "vae", 0, elbos(-4, -6), settings={"model.hidden": 500})
     found = training_curves.groups([slow, quick])
-    assert training_curves.level(found, ELBO, "epoch") == -5
+    assert training_curves.level(found, ELBO) == -5
     rows = training_curves.stability(found, ELBO, "epoch", -5)
     assert [(row.name, row.best, row.cost) for row in rows] == [(quick.name, -4, 1), (slow.name, -5, 2)]
 

@@ -5,6 +5,7 @@ Both follow from the run folder alone, so that a search goes on in another proce
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import optuna
@@ -18,7 +19,7 @@ from raygen.spec import TrainSpec, TuneSpec
 from raygen.stopping import EarlyStopping
 
 
-class RunFolderSearcher(Searcher):
+class RunFolderSearcher(Searcher, ABC):
     """Hands out trials of a run, as the plain JSON that their actors are given, and knows which ones Tune runs."""
 
     def __init__(self, run: Run) -> None:
@@ -34,9 +35,9 @@ class RunFolderSearcher(Searcher):
         self._handed_out[trial_id] = trial
         return {"run": str(self._run.folder), "number": trial.number}
 
+    @abstractmethod
     def next_trial(self, trial_id: str) -> Trial | None:
         """The next trial to run, which Tune will call `trial_id`; None: there is no further one."""
-        raise NotImplementedError
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing, unless a kind of searcher learns from what trials come to."""
