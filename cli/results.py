@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from cli import console, follow, options, render, thumbnails
-from raygen import api, files, search_insight, search_plot
+from raygen import files, search_insight, search_plot
+from raygen.api.loading import copy_best
 from raygen.errors import JobError
 from raygen.queue.job import Job
 from raygen.runs import Run
@@ -72,7 +73,7 @@ def get(
     run: options.RunName, output: BestFolder = Path("best"), replace: Replace = False, storage: options.Storage = None
 ) -> None:
     """Copy a run's best models out of its storage: weights, spec, metrics, cards and pictures, each in a folder."""
-    copied = api.copy_best(run, output, replace=replace, storage=storage)
+    copied = copy_best(run, output, replace=replace, storage=storage)
     count = len(copied.best_places())
     console.say(
         f"{count} best model{'' if count == 1 else 's'} of {copied.name} in {output}, the very best in {output / '1'}"

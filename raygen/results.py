@@ -59,6 +59,19 @@ class TrainedModel:
         own = Prior(self.spec.model.prior_name, self.model) if isinstance(self.model, Sampler) else None
         return self.fitted or own
 
+    def sample(self, count: int, *, seed: int = 0) -> Tensor:
+        """Images [N, C, H, W] in [0, 1] from latents fixed by `seed`; raises RunError if it has no prior."""
+        return torch.cat(list(self.samples(count, seed=seed)))
+
+    def samples(self, count: int, *, seed: int = 0) -> Iterator[Tensor]:
+        """The same in batches [B, C, H, W], of which one is in memory at a time; raises RunError at once."""
+        if self.prior is None:
+            raise RunError(
+                f"a model of the family {self.spec.model.name!r} cannot be sampled: it has no prior over its latents; "
+                "--prior gmm fits one"
+            )
+        return _features.samples(self.prior.sampler, count, seed)
+
 
 def load(place: Path) -> TrainedModel:
     """The model in a best/N folder, or of a .safetensors file with its spec.json beside it.
@@ -199,21 +212,6 @@ def _sortable(run: Run, value: float) -> tuple[bool, float]:
     return not is_finite, (-value if run.direction == "max" else value) if is_finite else 0.0
 
 
-def sample(trained: TrainedModel, count: int, seed: int) -> Tensor:
-    """Images [N, C, H, W] in [0, 1] from latents fixed by `seed`; raises RunError where the model cannot."""
-    return torch.cat(list(samples(trained, count, seed)))
-
-
-def samples(trained: TrainedModel, count: int, seed: int) -> Iterator[Tensor]:
-    """The same in batches [B, C, H, W], of which one is in memory at a time; raises RunError at once."""
-    if trained.prior is None:
-        raise RunError(
-            f"a model of the family {trained.spec.model.name!r} cannot be sampled: it has no prior over its latents; "
-            "--prior gmm fits one"
-        )
-    return _features.samples(trained.prior.sampler, count, seed)
-
-
 def held_out_part(trained: TrainedModel, dataset: data.Dataset, split: HeldOut) -> data.Part:
     """The images of a part that the model's training has not seen.
 
@@ -277,7 +275,7 @@ def _about(dataset: data.Dataset) -> dict[str, Any]:
 def _picture(trained: TrainedModel, dataset: data.Dataset) -> Image.Image:
     """Samples, or for a model that has none validation images above their reconstructions."""
     if isinstance(trained.model, Sampler):
-        return pictures.grid(sample(trained, SAMPLES, SAMPLES_SEED))
+        return pictures.grid(trained.sample(SAMPLES, seed=SAMPLES_SEED))
     assert isinstance(trained.model, Reconstructor), "a model samples, reconstructs or both"
     images = dataset.validation.images[:RECONSTRUCTIONS].float() / 255
     return pictures.grid(torch.cat([images, trained.model.decode(trained.model.encode(images))]), columns=len(images))

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -60,7 +61,10 @@ def test_the_python_of_the_readme_runs(
 ) -> None:
     [code] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     monkeypatch.setenv("RAYGEN_STORAGE", str(tmp_path))
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert len(capsys.readouterr().out.splitlines()) == 4
-    assert type(names["model"]).__name__ == "VariationalAutoencoder"
+    images, card, latents, scores = (names[name] for name in ("images", "card", "latents", "scores"))
+    assert images.shape == (16, 1, 8, 8)
+    assert list(card.values) == ["test_elbo", "test_frechet"]
+    assert len(latents) == len(scores.values) == card.values["test_elbo"].images

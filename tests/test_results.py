@@ -409,15 +409,15 @@ def test_samples_are_images_that_depend_on_the_seed_alone(search: Run) -> None:
     trained = results.load(search.best())
     if not isinstance(trained.model, Sampler):
         with pytest.raises(RunError, match="'ae' cannot be sampled: it has no prior"):
-            results.sample(trained, 4, seed=0)
+            trained.sample(4, seed=0)
         return
-    images = results.sample(trained, 503, seed=1)
+    images = trained.sample(503, seed=1)
     assert images.shape == (503, 1, 8, 8)
     assert (images.min() >= 0, images.max() <= 1) == (True, True)
     assert len(images.flatten(1).unique(dim=0)) > 100
     torch.manual_seed(99)
-    assert torch.equal(results.sample(trained, 503, seed=1), images)
-    assert not torch.equal(results.sample(trained, 503, seed=2), images)
+    assert torch.equal(trained.sample(503, seed=1), images)
+    assert not torch.equal(trained.sample(503, seed=2), images)
 
 
 @pytest.mark.parametrize(("prior", "name"), [("normal", "standard normal"), ("uniform", "uniform")])
