@@ -25,9 +25,7 @@ from raygen import data, image_files, inspection, latents
 from raygen.api.loading import load_images
 from raygen.data import Dataset
 from raygen.metrics import ssim
-from tests.test_readme import commands
 
-LOOKING = ("get", "sample", "reconstruct", "interpolate", "encode", "decode", "map", "score")
 CELL = 34  # 8 pixels, four times enlarged, and a border of one
 
 
@@ -439,17 +437,3 @@ def test_a_link_stays_a_link_and_a_device_a_device(trained: CliRunner, tmp_path:
     run(trained, "sample gan -o /dev/null")
     assert Path("/dev/null").is_char_device()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-
-# The README
-
-
-def test_the_readme_looks_at_models_as_it_says(trained: CliRunner) -> None:
-    Path("photos").mkdir()
-    for number, image in enumerate(source_pixels()[:50]):
-        Image.fromarray(image).save(f"photos/{number}.png")
-    shown = [line.split()[1:] for line in commands() if line.split()[1] in LOOKING]
-    assert {words[0] for words in shown} == set(LOOKING)
-    for words in shown:
-        run(trained, " ".join({"JOB": "vae", "AE": "ae"}.get(word, word) for word in words))
-        assert Path(words[words.index("-o") + 1]).exists()
