@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from pathlib import Path
 
@@ -51,6 +52,6 @@ def test_the_readme_uses_models_as_it_says(trained: CliRunner, digits: Dataset) 
         runs = {**RUNS, "AE": "noisy"} if words[0] == "restore" else RUNS
         result = trained.invoke(app, [runs.get(word, word) for word in words])
         assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
-        written = [value for option, value in zip(words, words[1:], strict=False) if option in OUTPUTS]
+        written = [value for option, value in itertools.pairwise(words) if option in OUTPUTS]
         assert all(Path(path).exists() for path in written), shlex.join(words)
         assert written or result.stdout, f"{shlex.join(words)} shows or writes something"
