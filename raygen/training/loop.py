@@ -231,15 +231,17 @@ def fit(
     *,
     group: Group = ALONE,
     on_pace: Callable[[Pace], None] = lambda pace: None,
+    on_judged: Callable[[int, Model], None] = lambda epoch, model: None,
     should_stop: Callable[[], bool] = lambda: False,
     should_save: Callable[[], bool] = lambda: False,
 ) -> Generator[Epoch, None, None]:
     """Train as the spec says, going on from the checkpoint at `checkpoint_path`; yields each epoch.
 
-    Rank 0 alone judges the model and writes checkpoints: when one is due, or any rank asks for one at a sync. On a
-    stop (asked for by any rank at a sync), and when the iterator is closed, a checkpoint is left to go on from; where
-    a training is stopped because it has gone wrong, one with its best weights. Raises UnhealthyError,
-    NonFiniteLossError or NonFiniteObjectiveError then, CheckpointError, and SpecError if spec and data do not fit.
+    Rank 0 alone judges the model, hands each epoch's number with the model that was judged to `on_judged`, and writes
+    checkpoints: when one is due, or any rank asks for one at a sync. On a stop (asked for by any rank at a sync), and
+    when the iterator is closed, a checkpoint is left to go on from; where a training is stopped because it has gone
+    wrong, one with its best weights. Raises UnhealthyError, NonFiniteLossError or NonFiniteObjectiveError then,
+    CheckpointError, and SpecError if spec and data do not fit.
     """
     spec.check_trainable()
     # Without this, cuDNN may add up in another order each time, and a resumed run would drift from the first.
@@ -271,6 +273,8 @@ def fit(
         except (NonFiniteLossError, NonFiniteObjectiveError):
             saver.save_best()
             raise
+        if group.rank == 0:
+            on_judged(number, training.judged)
         try:
             yield epoch
         except GeneratorExit:
