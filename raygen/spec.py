@@ -234,6 +234,14 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
         return self
 
     @model_validator(mode="after")
+    def _check_balance(self) -> Self:
+        if self.data.balance and self.data.normal_class is not None:
+            raise SpecError(
+                "data.balance: with data.normal_class there is one class alone, and nothing to balance; leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_compile(self) -> Self:
         culprit = self.model.differentiates_twice
         if self.training.compile and culprit is not None:

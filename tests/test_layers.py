@@ -32,7 +32,7 @@ LAYERS = [
     ["training"],
     ["plan"],
     ["spec"],
-    ["metrics", "image_files", "corruption"],
+    ["metrics", "image_files", "augmentation", "corruption"],
     ["models", "data", "optimizer_options", "space", "pictures", "plotting"],
     ["files", "capacity", "versions"],
     ["errors"],
