@@ -102,6 +102,8 @@ def check_data(prepared: Prepared) -> None:
     spec, plan = prepared.spec, prepared.plan
     dataset = data.load(spec.data)
     _check_shape(spec, dataset)
+    if spec.data.balance:
+        dataset.classes_to_balance()
     smallest, largest = spec.batch_sizes()
     training_images = len(dataset.train.images)
     if largest > training_images:

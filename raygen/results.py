@@ -12,23 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from raygen import corruption, data, metrics, models, pictures
 from raygen.errors import RunError, SpecError
 from raygen.metrics import HeldOut, _features
-from raygen.models._base import ImageShape, Model, Reconstructor, Sampler
+from raygen.models._base import ImageShape, Model, Sampler
 from raygen.runs import CHECKPOINT, PICTURE, Judged, Judgement, Run, Trial
 from raygen.spec import TrainSpec, TuneSpec
-from raygen.training import checkpoint
+from raygen.training import checkpoint, drawing
 from raygen.training.checkpoint import BestRecord
 from raygen.training.evaluation import evaluate
-
-SAMPLES = 64
-RECONSTRUCTIONS = 16
-SAMPLES_SEED = 0
 
 SPEC, METRICS = "spec.json", "metrics.json"
 
@@ -262,7 +257,8 @@ def _fill(folder: Path, run: Run, configuration: _Configuration, dataset: data.D
         save_file(checkpoint.read_best_weights(trial.checkpoint), folder / CHECKPOINT)
         (folder / SPEC).write_text(spec.model_dump_json(indent=1), encoding="utf-8")
         (folder / METRICS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    pictures.save(_picture(load(folder), dataset), folder / PICTURE)
+    picture = drawing.picture(load(folder).model, dataset.validation.images, spec.data)
+    pictures.save(picture, folder / PICTURE)
 
 
 def _about(dataset: data.Dataset) -> dict[str, Any]:
@@ -270,12 +266,3 @@ def _about(dataset: data.Dataset) -> dict[str, Any]:
     parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     counts = {name: 0 if part is None else len(part.images) for name, part in parts.items()}
     return {"name": dataset.name, "digest": dataset.digest, **counts}
-
-
-def _picture(trained: TrainedModel, dataset: data.Dataset) -> Image.Image:
-    """Samples, or for a model that has none validation images above their reconstructions."""
-    if isinstance(trained.model, Sampler):
-        return pictures.grid(trained.sample(SAMPLES, seed=SAMPLES_SEED))
-    assert isinstance(trained.model, Reconstructor), "a model samples, reconstructs or both"
-    images = dataset.validation.images[:RECONSTRUCTIONS].float() / 255
-    return pictures.grid(torch.cat([images, trained.model.decode(trained.model.encode(images))]), columns=len(images))

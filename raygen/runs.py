@@ -13,6 +13,7 @@ RUN/
         trial.json         the trial's parameters, its complete spec, and the trial that it runs again if any
         state.json         running, finished, stopped, failed or interrupted, and why
         epochs.jsonl       a line for each epoch
+        samples/           epoch-0001.png and so on: what the model made after some of them, and after the last
         judged.json        what its best weights came to on all validation images, and on all test images
         pace.json          how far and how fast, now
         failure            why its processes ended, written by one of them
@@ -28,7 +29,7 @@ import os
 import re
 import shutil
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -38,12 +39,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
-from raygen import versions
+from raygen import files, versions
 from raygen.errors import CheckpointError, JobFailedError, RunError
 from raygen.metrics import reported
 from raygen.plan import Plan
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from raygen.errors import Cause, TrainingError
     from raygen.spec import TrainSpec, TuneSpec
     from raygen.training.loop import Epoch, Pace
@@ -223,6 +226,27 @@ class Trial:
             return []
         stat = path.stat()
         return list(_json_lines(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size)))
+
+    def record_picture(self, epoch: int, picture: Image, *, keeps: Callable[[int], bool]) -> None:
+        """Keep what its model made after an epoch, and of earlier pictures those of the epochs that `keeps` names.
+
+        Those of later epochs go, as a resumed trial runs these again. Raises RunError if it cannot be written.
+        """
+        folder = self.folder / "samples"
+        try:
+            folder.mkdir(exist_ok=True)
+            with files.whole(folder / f"epoch-{epoch:04d}.png") as partial:
+                picture.save(partial, format="PNG")
+            for other, path in self.pictures().items():
+                if other > epoch or (other < epoch and not keeps(other)):
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write into {folder}: {error.strerror}") from error
+
+    def pictures(self) -> dict[int, Path]:
+        """The pictures of what its model made, in the order of their epochs; the last may go while it trains on."""
+        found = {int(path.stem.rpartition("-")[2]): path for path in self.folder.glob("samples/epoch-*.png")}
+        return dict(sorted(found.items()))
 
     def train_s(self, epoch: int) -> float | None:
         """Seconds of training up to the end of an epoch, if it is on record."""
@@ -610,6 +634,12 @@ class Run:
         if not folder.is_dir():
             raise RunError(f"{self.name} has no best checkpoint {place} (state: {self.status().state})")
         return folder
+
+    def best_trials(self) -> list[Trial]:
+        """Its trials, the one that the best model is of first, then the better before the worse."""
+        ranked = [record.number for record in self.records()]
+        best = self._best_facts()
+        return [self.trial(number) for number in dict.fromkeys(([best["trial"]] if best else []) + ranked)]
 
     def best_places(self) -> list[Path]:
         """The folders of the best checkpoints, the very best first."""

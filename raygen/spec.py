@@ -59,6 +59,15 @@ class EvaluationOptions(BaseModel, frozen=True, extra="forbid"):
     metrics: tuple[str, ...] = Field((), description="further metrics to report")
     images: int = Field(2000, ge=2, description="validation images to judge epochs on, at most")
     seed: int = Field(0, ge=0, description="of the samples and latents drawn for judging")
+    pictures: Literal["doubling", "all", "none"] = Field(
+        "doubling",
+        description="epochs whose pictures stay in samples/ beside that of the last: 1, 2, 4, 8, …, or all; "
+        "none: no pictures at all",
+    )
+
+    def keeps_picture(self, epoch: int) -> bool:
+        """Whether the picture of this epoch, counted from 1, stays when there are later ones."""
+        return self.pictures == "all" or (self.pictures == "doubling" and epoch.bit_count() == 1)
 
     @property
     def all_metrics(self) -> tuple[str, ...]:
@@ -221,6 +230,14 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
             raise SpecError(
                 f"data.corruption: {self.model.name} cannot restore images, as {why} compares none with its "
                 "reconstruction; leave it out, or train ae, vae, aegan or vaegan"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_balance(self) -> Self:
+        if self.data.balance and self.data.normal_class is not None:
+            raise SpecError(
+                "data.balance: with data.normal_class there is one class alone, and nothing to balance; leave one out"
             )
         return self
 

@@ -50,6 +50,7 @@ def test_a_search_ends_with_best_checkpoints_that_load_and_sample(queue: Queue, 
     assert values == sorted(values, reverse=True)
     assert len({trial["parameters"]["optimizer.lr"] for trial in summary["trials"]}) == 5
     run = queue.run("search")
+    assert all(list(trial.pictures()) == [1, 2, 4] for trial in run.trials() if len(trial.epochs()) == 4)
     assert [place.name for place in run.best_places()] == ["1", "2", "3"]
     for place, value in zip(run.best_places(), values, strict=False):
         trained = package.load(place)

@@ -25,6 +25,7 @@ SMALL = {"model.hidden": [64], "model.width": 8, "model.latent_dim": 8}
 SPECS: dict[str, dict[str, Any]] = {
     "ae": {"model.arch": "conv", "data.corruption": "noise", "data.corruption_std": 0.2},
     "vae-masked": {"model.arch": "mlp", "data.corruption": "mask"},
+    "vae-augmented": {"model.arch": "mlp", "data.augment": ["flip", "shift", "crop"], "data.balance": True},
     "vae": {"model.arch": "mlp", "optimizer.clip_norm": 5.0, "training.ema_half_life_images": 1000},
     "gan": {"model.arch": "conv"},
     "gan-packed": {

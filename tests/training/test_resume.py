@@ -33,6 +33,7 @@ STEPS = EPOCHS * 47
 SPECS: dict[str, dict[str, Any]] = {
     "ae": {"data.corruption": "noise", "data.corruption_std": 0.2, "training.ema_half_life_images": 500},
     "vae-masked": {"data.corruption": "mask"},
+    "gan-augmented": {"data.augment": ["flip", "shift", "crop"], "data.balance": True},
     "vaegan-enlarging": {"data.corruption": "downsample", "data.corruption_factor": 2, "optimizer.lr": 1e-3},
     "vae": {"optimizer.schedule": "cosine", "optimizer.warmup_fraction": 0.1, "optimizer.clip_norm": 1.0},
     "gan": {"model.arch": "conv", "model.width": 8, "model.loss": "wgan-gp"},
