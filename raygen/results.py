@@ -19,7 +19,7 @@ from torch import Tensor
 from raygen import corruption, data, metrics, models, pictures
 from raygen.errors import RunError, SpecError
 from raygen.metrics import HeldOut, _features
-from raygen.models._base import ImageShape, Model, Reconstructor, Sampler
+from raygen.models._base import ImageShape, Model, Reconstructor
 from raygen.runs import CHECKPOINT, PICTURE, Judged, Judgement, Run, Trial
 from raygen.spec import TrainSpec, TuneSpec
 from raygen.training import checkpoint
@@ -56,8 +56,8 @@ class TrainedModel:
     @property
     def prior(self) -> Prior | None:
         """What it is sampled from: the fitted prior, else its own, else none."""
-        own = Prior(self.spec.model.prior_name, self.model) if isinstance(self.model, Sampler) else None
-        return self.fitted or own
+        name = self.spec.model.prior_name
+        return self.fitted or (Prior(name, self.model) if name else None)
 
 
 def load(place: Path) -> TrainedModel:
@@ -256,7 +256,7 @@ def _fill(folder: Path, run: Run, configuration: _Configuration, dataset: data.D
         "parameters": trial.parameters,
         "image_shape": list(dataset.shape),
         "data": _about(dataset),
-        "can_sample": issubclass(models.find(spec.model.name), Sampler),
+        "can_sample": spec.model.prior_name is not None,
         "train_s": trial.train_s(record.epoch),
     }
     with checkpoint.explained(f"cannot collect the best checkpoint of trial {trial.number}"):
@@ -276,7 +276,7 @@ def _about(dataset: data.Dataset) -> dict[str, Any]:
 
 def _picture(trained: TrainedModel, dataset: data.Dataset) -> Image.Image:
     """Samples, or for a model that has none validation images above their reconstructions."""
-    if isinstance(trained.model, Sampler):
+    if trained.prior is not None:
         return pictures.grid(sample(trained, SAMPLES, SAMPLES_SEED))
     assert isinstance(trained.model, Reconstructor), "a model samples, reconstructs or both"
     images = dataset.validation.images[:RECONSTRUCTIONS].float() / 255

@@ -212,7 +212,18 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     def _check_metrics(self) -> Self:
         for name in self.evaluation.all_metrics:
             _check_metric(name, self.model.name)
+            self._check_prior(name)
         return self
+
+    def _check_prior(self, metric: str) -> None:
+        """Raise SpecError if the metric judges samples, and the model's options leave it without a prior."""
+        from raygen.models import _base
+
+        if metrics.find(metric).requires is _base.Sampler and self.model.prior_name is None:
+            raise SpecError(
+                f"{metric} judges samples, and this {self.model.name} has no prior, as neither samples nor latents "
+                "are judged: type --objective val_mse, or set model.adversarial=both"
+            )
 
     @model_validator(mode="after")
     def _check_corruption(self) -> Self:

@@ -43,8 +43,8 @@ class ModelOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return sizes
 
     @property
-    def prior_name(self) -> str:
-        """What latents are drawn from to make samples, in a family that has a prior."""
+    def prior_name(self) -> str | None:
+        """What latents are drawn from to make samples; None if nothing trains latents and images to suit a prior."""
         return "standard normal"
 
     @property

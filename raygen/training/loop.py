@@ -343,10 +343,10 @@ def _finished_epoch(
     """
     values = {name: total / progress.counts[name] for name, total in progress.sums.items()}
     progress.sums, progress.counts = {}, {}
-    is_best, ailment, options = False, None, training.spec.health
+    is_best, ailment = False, None
     objective = metrics.find(training.spec.evaluation.objective)
     if training.group.rank == 0:
-        also = health.needed_metrics(training.model, options)
+        also = health.needed_metrics(training.model, training.spec)
         values |= evaluate(training.judged, held_out, training.spec.evaluation, also=also, inputs=inputs)
     _check_finite(objective.name, values.get(objective.name, 0.0), training.group)
     if training.group.rank == 0:
@@ -355,7 +355,7 @@ def _finished_epoch(
         if is_best:
             weights = {name: tensor.detach().clone() for name, tensor in training.judged.state_dict().items()}
             progress.best = Best(epoch=number, step=progress.step, metrics=values, weights=weights)
-        ailment = health.examine(training.model, options, progress, values, improved=is_best)
+        ailment = health.examine(training.model, training.spec.health, progress, values, improved=is_best)
     epoch = Epoch(
         epoch=number, step=progress.step, metrics=values, train_s=round(progress.train_s, 3), is_best=is_best
     )
