@@ -115,6 +115,7 @@ def train(trial: Trial, group: Group) -> Generator[EpochLine, None, None]:
         data.load(spec.data),
         trial.checkpoint,
         group=group,
+        warm_weights=trial.warm_weights,
         on_pace=write_pace,
         should_stop=trial.should_stop if writes else lambda: False,
         should_save=draining.notices(),

@@ -9,8 +9,8 @@ latents to the prior (Dumoulin et al. 2017, "Adversarially learned inference"; D
 feature learning"); the reconstruction loss beside it is that of Li et al. 2017, "ALICE: towards understanding
 adversarial learning for joint distribution matching", and without it (reconstruction 0) this is a BiGAN.
 
-Samples are autoencoded too if `cycle` weighs |E(G(z)) - z|², the latent regression of Zhu et al. 2017, "Toward
-multimodal image-to-image translation" (there the absolute error, and for G alone), whose gradient both get here.
+Samples are autoencoded too if `cycle` weighs |E(G(z)) - z|², as in Srivastava et al. 2017, "VEEGAN: reducing mode
+collapse in GANs using implicit variational learning".
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ from torch.nn import functional as F
 from raygen.models import _blocks
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Phase
 from raygen.models._options import AdversarialOptions, Sizes
-
-FEATURES = 256
-"""Size of what a discriminator of pairs takes from the image, before it is joined with the latents."""
 
 
 class AutoencodingGAN(Model):
@@ -60,6 +57,13 @@ class AutoencodingGAN(Model):
         )
         cycle: float = Field(
             0.0, ge=0, description="weight of the mean squared error of samples' latents, E(G(z)) against z; 0: none"
+        )
+        pair_features: int = Field(
+            256,
+            ge=0,
+            le=65_536,
+            description="numbers that are made of an image before it is joined with its latents (judges pairs); "
+            "0: its pixels are joined",
         )
         latent_hidden: Sizes = Field(
             (256,), description="dense layer sizes of the discriminator where it looks at latents"
@@ -199,8 +203,11 @@ class _Pairs(nn.Module):
     def __init__(self, options: AutoencodingGAN.Options, shape: ImageShape) -> None:
         super().__init__()
         activation = _blocks.named_activation(options.discriminator_activation)
-        self.images = nn.Sequential(_blocks.encoder(options, shape, FEATURES, activation), activation)
-        self.pairs = _blocks.dense([FEATURES + options.latent_dim, *options.latent_hidden, 1], activation)
+        features = options.pair_features or math.prod(shape)
+        self.images = nn.Sequential(nn.Flatten())
+        if options.pair_features:
+            self.images = nn.Sequential(_blocks.encoder(options, shape, features, activation), activation)
+        self.pairs = _blocks.dense([features + options.latent_dim, *options.latent_hidden, 1], activation)
 
     def forward(self, images: Tensor, latents: Tensor) -> Tensor:
         """Logits [B, 1], high for encoded pairs, of images [B, C, H, W] in [0, 1] and latents [B, D]."""

@@ -230,11 +230,15 @@ def fit(
     checkpoint_path: Path,
     *,
     group: Group = ALONE,
+    warm_weights: Path | None = None,
     on_pace: Callable[[Pace], None] = lambda pace: None,
     should_stop: Callable[[], bool] = lambda: False,
     should_save: Callable[[], bool] = lambda: False,
 ) -> Generator[Epoch, None, None]:
     """Train as the spec says, going on from the checkpoint at `checkpoint_path`; yields each epoch.
+
+    A training without one begins with the weights from the spec's seed, and if the spec names a warm start with those
+    in the file `warm_weights`.
 
     Rank 0 alone judges the model and writes checkpoints: when one is due, or any rank asks for one at a sync. On a
     stop (asked for by any rank at a sync), and when the iterator is closed, a checkpoint is left to go on from; where
@@ -246,6 +250,9 @@ def fit(
     torch.backends.cudnn.deterministic = True
     batches = Batches(dataset.train.images, spec, group)
     model = build_model(spec, ImageShape(*dataset.shape), group.device)
+    if spec.warm_start is not None:
+        assert warm_weights is not None, "whoever starts a training from weights says where they are"
+        checkpoint.begin_with(warm_weights, spec.warm_start.digest, model)
     training = Training(spec, model, steps=spec.training.epochs * batches.per_epoch, group=group)
     progress = checkpoint.restore(checkpoint_path, training.trained)
     _check_same_start(progress.step, group)
