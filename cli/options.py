@@ -110,6 +110,16 @@ SpecFile = Annotated[
     ),
 ]
 
+Autoencoder = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="RUN|PATH",
+        help="Let the generator of a gan begin as this autoencoder's decoder.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+
 Metrics = Annotated[
     str | None,
     typer.Option(

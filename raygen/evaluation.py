@@ -330,8 +330,9 @@ def _normal_class(trained: TrainedModel, given: int | None) -> int | None:
 
 def _judged(metric: Metric, trained: TrainedModel) -> Model | None:
     """What the metric looks at: the model, or what draws its samples; none where there is nothing that suits."""
-    candidate = trained.prior.sampler if metric.requires is Sampler and trained.prior else trained.model
-    return candidate if isinstance(candidate, metric.requires) else None
+    if metric.requires is Sampler:
+        return trained.prior.sampler if trained.prior else None
+    return trained.model if isinstance(trained.model, metric.requires) else None
 
 
 def _suitable(name: str, trained: TrainedModel) -> Metric:

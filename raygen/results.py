@@ -18,7 +18,7 @@ from torch import Tensor
 from raygen import corruption, data, metrics, models, pictures
 from raygen.errors import RunError, SpecError
 from raygen.metrics import HeldOut, _features
-from raygen.models._base import ImageShape, Model, Sampler
+from raygen.models._base import ImageShape, Model
 from raygen.runs import CHECKPOINT, PICTURE, Judged, Judgement, Run, Trial
 from raygen.spec import TrainSpec, TuneSpec
 from raygen.training import checkpoint, drawing
@@ -51,8 +51,8 @@ class TrainedModel:
     @property
     def prior(self) -> Prior | None:
         """What it is sampled from: the fitted prior, else its own, else none."""
-        own = Prior(self.spec.model.prior_name, self.model) if isinstance(self.model, Sampler) else None
-        return self.fitted or own
+        name = self.spec.model.prior_name
+        return self.fitted or (Prior(name, self.model) if name else None)
 
     def sample(self, count: int, *, seed: int = 0) -> Tensor:
         """Images [N, C, H, W] in [0, 1] from latents fixed by `seed`; raises RunError if it has no prior."""
@@ -249,7 +249,7 @@ def _fill(folder: Path, run: Run, configuration: _Configuration, dataset: data.D
         "parameters": trial.parameters,
         "image_shape": list(dataset.shape),
         "data": _about(dataset),
-        "can_sample": issubclass(models.find(spec.model.name), Sampler),
+        "can_sample": spec.model.prior_name is not None,
         "train_s": trial.train_s(record.epoch),
     }
     with checkpoint.explained(f"cannot collect the best checkpoint of trial {trial.number}"):
@@ -257,7 +257,7 @@ def _fill(folder: Path, run: Run, configuration: _Configuration, dataset: data.D
         save_file(checkpoint.read_best_weights(trial.checkpoint), folder / CHECKPOINT)
         (folder / SPEC).write_text(spec.model_dump_json(indent=1), encoding="utf-8")
         (folder / METRICS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    picture = drawing.picture(load(folder).model, dataset.validation.images, spec.data)
+    picture = drawing.picture(load(folder).model, dataset.validation.images, spec)
     pictures.save(picture, folder / PICTURE)
 
 

@@ -8,6 +8,7 @@ RUN/
     driver.lock            held by the process that runs the job
     stop                   exists while somebody wants the run to stop
     summary.json           the result, written at the end
+    warm_start.safetensors what its training begins with in the place of some initial weights, if its spec says so
     ray/                   what Ray Tune writes while it runs
     trials/001/
         trial.json         the trial's parameters, its complete spec, and the trial that it runs again if any
@@ -61,6 +62,9 @@ CHECKPOINT = "model.safetensors"
 
 PICTURE = "samples.png"
 """The picture in a best/N folder."""
+
+WARM_WEIGHTS = "warm_start.safetensors"
+"""The file with the weights that a run's training begins with, beside run.json."""
 
 State = Literal["waiting", "running", "finished", "stopped", "failed", "interrupted"]
 ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
@@ -145,6 +149,11 @@ class Trial:
     def checkpoint(self) -> Path:
         """The file of its checkpoint."""
         return self.folder / "checkpoint.safetensors"
+
+    @property
+    def warm_weights(self) -> Path:
+        """The file with the weights that it begins with, if its spec says so."""
+        return self.folder.parent.parent / WARM_WEIGHTS
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -345,11 +354,20 @@ class Run:
 
     @classmethod
     def create(
-        cls, storage: Path, kind: str, spec: TrainSpec, plan: Plan, direction: str, *, name: str | None = None
+        cls,
+        storage: Path,
+        kind: str,
+        spec: TrainSpec,
+        plan: Plan,
+        direction: str,
+        *,
+        name: str | None = None,
+        warm_weights: bytes | None = None,
     ) -> Run:
         """A new folder in `storage`, called `name` or after model, data and time.
 
-        Raises RunError where it cannot be made, or the name is no plain name.
+        `warm_weights` is the file that the spec's warm start, if it has one, is the digest of. Raises RunError where
+        the folder cannot be made, or the name is no plain name.
         """
         now = datetime.now(UTC)
         source = NOT_IN_NAMES.sub("-", Path(spec.data.source).stem.lower())
@@ -358,6 +376,8 @@ class Run:
         if name is not None and (storage / name).exists():
             raise RunError(f"there is a run {name!r} in {storage} already; choose another --name")
         folder = _new_folder(storage, name or f"{spec.model.name}-{source}-{now.astimezone():%Y%m%d-%H%M%S}")
+        if warm_weights is not None:
+            _write(folder / WARM_WEIGHTS, warm_weights)
         _write_json(
             folder / "run.json",
             {
@@ -754,10 +774,14 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
+    _write(path, text.encode())
+
+
+def _write(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, whole."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror}") from error

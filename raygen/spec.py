@@ -88,6 +88,13 @@ class HealthOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     min_active_units: int = Field(1, ge=0, description="posterior collapse: fewer active latent units; 0: never")
 
 
+class WarmStart(BaseModel, frozen=True, extra="forbid"):
+    """Weights that a training begins with in the place of some of the initial ones; see raygen.warm_start."""
+
+    source: str = Field(description="the model that they come from, which is not needed any more")
+    digest: str = Field(description="of the file in the run folder that holds them")
+
+
 class Resources(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The devices a job may use; what is left out follows from what the cluster has."""
 
@@ -157,6 +164,10 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     health: HealthOptions = Field(default_factory=HealthOptions)
     resources: Resources = Field(default_factory=Resources)
     seed: int = Field(0, ge=0, description="of initial weights, data order and training noise")
+    warm_start: WarmStart | None = Field(
+        None,
+        description="of a gan, what its generator begins as (--from sets it); none: initial weights from the seed",
+    )
 
     @classmethod
     def create(cls, model: str, settings: Settings) -> Self:
@@ -174,6 +185,10 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
         _check_settings(settings)
         return self._validated(_merged_spec(self.model_dump(mode="json"), _nested(settings)))
 
+    def warm_started(self, warm_start: WarmStart) -> Self:
+        """This spec for a training that begins with other weights."""
+        return self.model_copy(update={"warm_start": warm_start})
+
     def batch_sizes(self) -> tuple[int, int]:
         """The smallest and the largest batch size that this job may use."""
         return self.training.batch_size, self.training.batch_size
@@ -182,7 +197,7 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     def paths(cls, model: str, optimizer: type[OptimizerOptions] = AdamOptions) -> list[str]:
         """The dotted path of every field that can be set, for `model` and an optimizer."""
         chosen = {ModelOptions: models.find(model).Options, OptimizerOptions: optimizer}
-        return [path for path in _paths(cls, chosen) if path != "version"]
+        return [path for path in _paths(cls, chosen) if path not in ("version", "warm_start")]
 
     def check_trainable(self) -> None:
         """Raise SpecError if the version that made this spec meant another training by it."""
@@ -221,7 +236,18 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     def _check_metrics(self) -> Self:
         for name in self.evaluation.all_metrics:
             _check_metric(name, self.model.name)
+            self._check_prior(name)
         return self
+
+    def _check_prior(self, metric: str) -> None:
+        """Raise SpecError if the metric judges samples, and the model's options leave it without a prior."""
+        from raygen.models import _base
+
+        if metrics.find(metric).requires is _base.Sampler and self.model.prior_name is None:
+            raise SpecError(
+                f"{metric} judges samples, and this {self.model.name} has no prior, as neither samples nor latents "
+                "are judged: type --objective val_mse, or set model.adversarial=both"
+            )
 
     @model_validator(mode="after")
     def _check_corruption(self) -> Self:
@@ -368,9 +394,12 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
 
 
 def _check_settings(settings: Settings) -> None:
-    """Raise SpecError for what nobody can set: the version, and fields that are no more."""
+    """Raise SpecError for what nobody can set: the version, digests of weights, and fields that are no more."""
     if "version" in settings:
         raise SpecError("version: it says which Raygen made the spec, and is not set; leave it out")
+    for path in settings:
+        if path.partition(".")[0] == "warm_start":
+            raise SpecError(f"{path}: it follows from `raygen train gan --from RUN`, and is not set; leave it out")
     for path in settings.keys() & versions.FORMER.keys():
         raise SpecError(f"there is no field {path!r} any more; {versions.FORMER[path]}")
 

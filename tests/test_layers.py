@@ -22,7 +22,7 @@ LAYERS = [
     ["comparison"],
     ["evaluation", "queue"],
     ["spread"],
-    ["anomaly", "latent_map", "latents", "prior", "restoration"],
+    ["anomaly", "latent_map", "latents", "prior", "restoration", "warm_start"],
     ["inspection"],
     ["search_plot", "curves_plot"],
     ["search_insight", "training_curves"],

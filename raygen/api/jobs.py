@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raygen.preparation import Prepared, check_data, prepare_search, prepare_training
+from raygen.api.loading import find_checkpoint
+from raygen.preparation import Prepared, check_data, prepare_search, prepare_training, start_from
 from raygen.runs import Run
 from raygen.site import Site
 
@@ -15,11 +16,22 @@ if TYPE_CHECKING:
 
 
 def train(
-    model: str, settings: Settings | None = None, *, storage: Path | None = None, address: str | None = None
+    model: str,
+    settings: Settings | None = None,
+    *,
+    autoencoder: str | Path | None = None,
+    storage: Path | None = None,
+    address: str | None = None,
 ) -> Run:
-    """Train `model` with some fields of its spec set, and wait; raises what the job ended with unless it succeeded."""
+    """Train `model` with some fields of its spec set, and wait; raises what the job ended with unless it succeeded.
+
+    A gan's generator begins as the decoder of `autoencoder`, a run's name or whatever else `load` takes, if given.
+    """
     site = Site(storage, address)
-    return _to_the_end(site, prepare_training(model, settings or {}, site.capacity()))
+    prepared = prepare_training(model, settings or {}, site.capacity())
+    if autoencoder is not None:
+        prepared = start_from(find_checkpoint(autoencoder, storage=storage), prepared)
+    return _to_the_end(site, prepared)
 
 
 def tune(

@@ -120,6 +120,7 @@ def train(trial: Trial, group: Group) -> Generator[EpochLine, None, None]:
         dataset,
         trial.checkpoint,
         group=group,
+        warm_weights=trial.warm_weights,
         on_pace=write_pace,
         on_judged=artist(trial, spec, dataset.validation.images),
         should_stop=trial.should_stop if writes else lambda: False,
@@ -145,7 +146,7 @@ def artist(trial: Trial, spec: TrainSpec, held_out: Tensor) -> Callable[[int, Mo
         stance = torch.compiler.set_stance("force_eager") if spec.training.compile else contextlib.nullcontext()
         try:
             with stance:
-                picture = drawing.picture(model, held_out, spec.data)
+                picture = drawing.picture(model, held_out, spec)
             trial.record_picture(epoch, picture, keeps=spec.evaluation.keeps_picture)
         except RunError as error:
             print(f"trial {trial.number}: no picture of epoch {epoch}: {error}", flush=True)

@@ -237,12 +237,16 @@ def fit(
     checkpoint_path: Path,
     *,
     group: Group = ALONE,
+    warm_weights: Path | None = None,
     on_pace: Callable[[Pace], None] = lambda pace: None,
     on_judged: Callable[[int, Model], None] = lambda epoch, model: None,
     should_stop: Callable[[], bool] = lambda: False,
     should_save: Callable[[], bool] = lambda: False,
 ) -> Generator[Epoch, None, None]:
     """Train as the spec says, going on from the checkpoint at `checkpoint_path`; yields each epoch.
+
+    A training without one begins with the weights from the spec's seed, and if the spec names a warm start with those
+    in the file `warm_weights`.
 
     Rank 0 alone judges the model, hands each epoch's number with the model that was judged to `on_judged`, and writes
     checkpoints: when one is due, or any rank asks for one at a sync. On a stop (asked for by any rank at a sync), and
@@ -256,6 +260,9 @@ def fit(
     labels = dataset.classes_to_balance() if spec.data.balance else None
     batches = Batches(dataset.train.images, spec, group, labels=labels)
     model = build_model(spec, ImageShape(*dataset.shape), group.device)
+    if spec.warm_start is not None:
+        assert warm_weights is not None, "whoever starts a training from weights says where they are"
+        checkpoint.begin_with(warm_weights, spec.warm_start.digest, model)
     training = Training(spec, model, steps=spec.training.epochs * batches.per_epoch, group=group)
     progress = checkpoint.restore(checkpoint_path, training.trained)
     _check_same_start(progress.step, group)
@@ -355,10 +362,10 @@ def _finished_epoch(
     """
     values = {name: total / progress.counts[name] for name, total in progress.sums.items()}
     progress.sums, progress.counts = {}, {}
-    is_best, ailment, options = False, None, training.spec.health
+    is_best, ailment = False, None
     objective = metrics.find(training.spec.evaluation.objective)
     if training.group.rank == 0:
-        also = health.needed_metrics(training.model, options)
+        also = health.needed_metrics(training.model, training.spec)
         values |= evaluate(training.judged, held_out, training.spec.evaluation, also=also, inputs=inputs)
     _check_finite(objective.name, values.get(objective.name, 0.0), training.group)
     if training.group.rank == 0:
@@ -367,7 +374,7 @@ def _finished_epoch(
         if is_best:
             weights = {name: tensor.detach().clone() for name, tensor in training.judged.state_dict().items()}
             progress.best = Best(epoch=number, step=progress.step, metrics=values, weights=weights)
-        ailment = health.examine(training.model, options, progress, values, improved=is_best)
+        ailment = health.examine(training.model, training.spec.health, progress, values, improved=is_best)
     epoch = Epoch(
         epoch=number, step=progress.step, metrics=values, train_s=round(progress.train_s, 3), is_best=is_best
     )

@@ -35,16 +35,16 @@ def cells(picture: Image.Image) -> torch.Tensor:
 def drawn(model: str, digits: Dataset, **settings: Any) -> Image.Image:
     spec = spec_of(model, **settings)
     built = build_model(spec, ImageShape(*digits.shape), CPU)
-    return drawing.picture(built, digits.validation.images, spec.data)
+    return drawing.picture(built, digits.validation.images, spec)
 
 
 @pytest.mark.parametrize("model", ["vae", "gan", "vaegan"])
 def test_samples_are_from_the_same_latents_always(model: str, digits: Dataset) -> None:
     spec = spec_of(model)
     built: Any = build_model(spec, ImageShape(*digits.shape), CPU)
-    first = drawing.picture(built, digits.validation.images, spec.data)
+    first = drawing.picture(built, digits.validation.images, spec)
     torch.manual_seed(5)
-    assert drawing.picture(built, digits.validation.images[7:], spec.data).tobytes() == first.tobytes()
+    assert drawing.picture(built, digits.validation.images[7:], spec).tobytes() == first.tobytes()
     latents = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(cells(first), pictures.in_bytes(built.sample(latents))[:, 0])
@@ -72,7 +72,7 @@ def test_a_model_that_restores_is_shown_with_what_it_sees(digits: Dataset) -> No
 def test_few_images_come_again(digits: Dataset) -> None:
     spec = spec_of("ae")
     built = build_model(spec, ImageShape(*digits.shape), CPU)
-    rows = cells(drawing.picture(built, digits.validation.images[:3], spec.data)).view(4, 2, 8, 8, 8)
+    rows = cells(drawing.picture(built, digits.validation.images[:3], spec)).view(4, 2, 8, 8, 8)
     assert torch.equal(rows[:, 0].flatten(0, 1), digits.validation.images[:3, 0].repeat(11, 1, 1)[:32])
 
 

@@ -46,6 +46,12 @@ SPECS: dict[str, dict[str, Any]] = {
         "model.r1_every": 7,
     },
     "aegan": {"model.judges": "pairs"},
+    "aegan-both": {"model.adversarial": "both", "model.loss": "minimax", "model.cycle": 2.0},
+    "aegan-reconstructions": {
+        "model.adversarial": "reconstructions",
+        "model.latent_judge": False,
+        "evaluation.objective": "val_mse",
+    },
     "vaegan": {"optimizer.lr": 1e-3},
     "ae-forms": {"model.activation": "elu", "model.latent_activation": "sigmoid", "model.decoder_hidden": [16, 48]},
     "ae-rmsprop": {"optimizer.name": "rmsprop", "optimizer.momentum": 0.5},
