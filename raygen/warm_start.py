@@ -42,7 +42,7 @@ def from_decoder(place: Path, spec: TrainSpec, dataset: Dataset) -> tuple[TrainS
     source = results.load(place)
     decoder = getattr(source.model, "decoder", None)
     if not isinstance(decoder, nn.Sequential):
-        raise RunError(f"{place} holds a {source.spec.model.name}; --from takes a run of ae, vae or vaegan")
+        raise RunError(f"{place} holds a model of {source.spec.model.name}; --from takes a run of ae, vae or vaegan")
     results.check_shape(source, dataset)
     _check_form(spec.model, source.spec.model, place)
     mean, covariance = _moments(source.model, dataset.train.images[:MOST_IMAGES])

@@ -42,6 +42,8 @@ def test_every_job_in_the_readme_has_a_valid_spec(
     result = runner.invoke(app, [*shlex.split(command)[1:], "--dry-run"])
     if " JOB" in command:
         assert "there is no job 'JOB'" in result.stderr
+    elif " --from shapes" in command:
+        assert "there is no run 'shapes'" in result.stderr
     elif "--gpus" in command and result.exit_code:
         assert re.search(r"this machine has \d+ GPUs", result.stderr), "refused for another reason than missing GPUs"
     else:

@@ -23,6 +23,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "plane": ("vae", {"model.latent_dim": 2}),
     "noisy": ("ae", {"data.corruption": "noise", "model.latent_dim": 16}),
     "small": ("ae", {"data.corruption": "downsample", "data.corruption_factor": 2, "training.epochs": 2}),
+    "critic": (
+        "aegan",
+        {"model.adversarial": "reconstructions", "model.latent_judge": False, "evaluation.objective": "val_mse"},
+    ),
+    "shapes": ("ae", {"model.arch": "conv", "model.latent_dim": 64, "training.epochs": 1}),
     "zeros": ("ae", {"data.normal_class": 0, "training.batch_size": 16}),
 }
 """Family and settings of each run, by its name."""

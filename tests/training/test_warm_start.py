@@ -241,7 +241,7 @@ def test_what_is_no_decoder_for_a_gan(trained: Train, digits: Dataset, tmp_path:
         place, gan(), larger, SpecError
     )
     for family in ("gan", "aegan"):
-        assert f"holds a {family}; --from takes a run of ae, vae or vaegan" in refusal(
+        assert f"holds a model of {family}; --from takes a run of ae, vae or vaegan" in refusal(
             trained(family), gan(), digits, RunError
         )
     assert "holds no checkpoint" in refusal(tmp_path, gan(), digits, RunError)
