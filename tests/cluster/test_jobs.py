@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from torch import distributed
 from torch.multiprocessing import spawn
 
 import raygen as package
-from raygen import data
+from raygen import data, results
+from raygen.plan import Plan
 from raygen.queue.job import State
-from raygen.runs import Trial
+from raygen.runs import Run, Trial
 from raygen.spec import TrainSpec
 from raygen.training.checkpoint import MODEL, read_weights
 from raygen.training.distributed import CPU, Group
@@ -79,13 +81,17 @@ def test_two_processes_train_what_one_does(queue: Queue, tmp_path: Path) -> None
 
 
 def test_a_gan_begins_as_the_decoder_of_a_run_that_is_not_needed_any_more(queue: Queue, tmp_path: Path) -> None:
+    settings = {"model.hidden": [48, 24], "model.latent_dim": 6, "training.epochs": 40, "optimizer.lr": 3e-3}
+    spec = TrainSpec.create("ae", settings)
+    one = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
+    autoencoder = Run.create(tmp_path, "train", spec, one, "min", name="shapes")
+    list(fit(spec, data.load(spec.data), autoencoder.new_trial(1, {}, spec).checkpoint))
+    results.collect_best(autoencoder)
     form = ("--set", "model.arch=mlp", "--set", "model.hidden=[48,24]", "--latent-dim", "6")
-    done = queue.raygen("train", "ae", *form, "--epochs", "40", "--lr", "3e-3", "--cpus", "1", "--name", "shapes")
-    assert done.returncode == 0, done.stderr
     two = ("--cpus", "2", "--workers", "2", "--epochs", "2", "--lr", "2e-4", "--name", "begun", "--detach")
-    queued = queue.raygen("train", "gan", *form, "--from", "shapes", *two)
+    queued = queue.raygen("train", "gan", *form, "--from", str(autoencoder.folder), *two)
     assert queued.returncode == 0, queued.stderr
-    assert queue.raygen("rm", "shapes", "--yes").returncode == 0
+    shutil.rmtree(autoencoder.folder)
     queue.wait_for("begun", State.SUCCEEDED)
     [trial] = queue.run("begun").trials()
     spec = trial.spec()

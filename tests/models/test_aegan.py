@@ -43,7 +43,9 @@ def verdicts(model: Any, images: Tensor, latents: Tensor) -> tuple[Tensor, Tenso
     """By hand, the probabilities [B] that a pair was encoded, as told by its image and as told by its latents."""
     judge = model.discriminator
     if model.discriminator.__class__.__name__ == "_Pairs":
-        seen = F.leaky_relu(F.linear(flat(images), judge.images[0][1].weight, judge.images[0][1].bias), 0.2)
+        seen = flat(images)
+        if model.options.pair_features:
+            seen = F.leaky_relu(F.linear(seen, judge.images[0][1].weight, judge.images[0][1].bias), 0.2)
         logits = F.linear(torch.cat([seen, latents], dim=1), judge.pairs[0].weight, judge.pairs[0].bias)
         return logits.sigmoid()[:, 0], logits.sigmoid()[:, 0]
     of_images = F.linear(flat(images), judge.images[1].weight, judge.images[1].bias)
@@ -53,11 +55,11 @@ def verdicts(model: Any, images: Tensor, latents: Tensor) -> tuple[Tensor, Tenso
     return of_images.sigmoid()[:, 0], of_latents.sigmoid()[:, 0]
 
 
-@every_mode
+@pytest.mark.parametrize("options", [{}, {"judges": "pairs"}, {"judges": "pairs", "pair_features": 0}])
 @torch.no_grad()
-def test_the_discriminator_tells_encoded_from_generated(judges: str, make_batch: MakeBatch) -> None:
+def test_the_discriminator_tells_encoded_from_generated(options: dict[str, Any], make_batch: MakeBatch) -> None:
     """Cross-entropy, of one verdict on pairs or the mean of those on images and on latents."""
-    model, batch = aegan(judges=judges), make_batch(IMAGES)
+    model, batch = aegan(**options), make_batch(IMAGES)
     latents = batch.noise.normal("discriminator latents", 5)
     encoded = verdicts(model, IMAGES, model.encode(IMAGES))
     generated = verdicts(model, model.sample(latents), latents)

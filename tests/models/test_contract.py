@@ -55,7 +55,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"arch": "mlp", "corruption": "downsample", "corruption_factor": 2},
         {"adversarial": "both", "latent_judge": False, "cycle": 2.0},
         {"adversarial": "reconstructions", "prior": "uniform", "cycle": 0.5},
-        {"arch": "mlp", "judges": "pairs", "loss": "minimax", "cycle": 1.0},
+        {"judges": "pairs", "loss": "minimax", "cycle": 1.0, "pair_features": 0},
         {"arch": "mlp", "adversarial": "both", "loss": "minimax"},
         {"arch": "mlp", "adversarial": "reconstructions", "latent_judge": False, "objective": "val_mse"},
     ],

@@ -40,6 +40,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "gan-spectral": {"model.spectral_norm": True, "model.loss": "hinge", "training.ema_half_life_images": 1000},
     "aegan": {"model.judges": "images"},
     "aegan-pairs": {"model.judges": "pairs", "model.loss": "minimax", "model.cycle": 1.0},
+    "aegan-joined": {"model.judges": "pairs", "model.pair_features": 0},
     "aegan-both": {"model.adversarial": "both", "model.latent_judge": False, "model.cycle": 2.0},
     "aegan-reconstructions": {"model.adversarial": "reconstructions", "training.ema_half_life_images": 1000},
     "vaegan": {"training.ema_half_life_images": 1000},
