@@ -88,8 +88,8 @@ def test_a_gan_begins_as_the_decoder_of_a_run_that_is_not_needed_any_more(queue:
     list(fit(spec, data.load(spec.data), autoencoder.new_trial(1, {}, spec).checkpoint))
     results.collect_best(autoencoder)
     form = ("--set", "model.arch=mlp", "--set", "model.hidden=[48,24]", "--latent-dim", "6")
-    two = ("--cpus", "2", "--workers", "2", "--epochs", "2", "--lr", "2e-4", "--name", "begun", "--detach")
-    queued = queue.raygen("train", "gan", *form, "--from", str(autoencoder.folder), *two)
+    short = ("--cpus", "1", "--epochs", "2", "--lr", "2e-4", "--name", "begun", "--detach")
+    queued = queue.raygen("train", "gan", *form, "--from", str(autoencoder.folder), *short)
     assert queued.returncode == 0, queued.stderr
     shutil.rmtree(autoencoder.folder)
     queue.wait_for("begun", State.SUCCEEDED)
