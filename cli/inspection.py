@@ -123,10 +123,9 @@ def restore(
 
     restoration.check(trained)
     names, damaged = restoration.read(trained, data)
-    targets = restoration.targets(names)
     originals = None if clean is None else restoration.read_clean(trained, clean, names)
     restored = restoration.restore(trained, damaged)
-    restoration.write(output, targets, restored)
+    restoration.write(output, names, restored)
     if originals is not None:
         for each in restoration.compare(trained.spec.data, originals, damaged, restored):
             console.show(f"{each.name:10} PSNR {each.psnr_db:.2f} dB  SSIM {each.ssim:.3f}")
@@ -260,8 +259,7 @@ def score(
     if picture is not None:
         rows = anomaly.worst(scores)
         pictures.save(anomaly.picture(trained, chosen.images[rows]), picture)
-        indices = ", ".join(map(str, chosen.positions[rows].tolist()))
-        console.say(f"the worst {len(rows)} in {picture}, from the left index {indices}")
+        console.say(f"the worst {len(rows)} in {picture}, from the left {anomaly.told(chosen.rows(rows))}")
 
 
 def _chosen(

@@ -63,15 +63,24 @@ def threshold(scores: Tensor, false_alarms: float) -> Threshold:
 
 
 def save(chosen: Selection, name: str, scores: Tensor, limit: Threshold | None, path: Path) -> None:
-    """Write a CSV line for each image: position in the source, label if there are any, part, score [N], what it means.
+    """Write a CSV line for each image: position in the source, name, label, part, score [N], what it means.
 
+    There are names if the source is a folder, in the bytes of the file system, and labels if it has classes.
     The last column is there if there is a threshold: 1 beyond it, else 0. Raises RunError if no file can be written.
     """
-    labels = {} if chosen.labels is None else {"label": chosen.labels.tolist()}
-    columns = {"index": chosen.positions.tolist(), **labels, "split": chosen.part_names, name: scores.tolist()}
+    known = {"name": chosen.names(), "label": None if chosen.labels is None else chosen.labels.tolist()}
+    columns = {
+        "index": chosen.positions.tolist(),
+        **{title: column for title, column in known.items() if column is not None},
+        "split": chosen.part_names,
+        name: scores.tolist(),
+    }
     if limit is not None:
         columns["beyond_threshold"] = limit.is_exceeded(scores).int().tolist()
-    with files.whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with (
+        files.whole(path) as partial,
+        partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
@@ -80,6 +89,14 @@ def save(chosen: Selection, name: str, scores: Tensor, limit: Threshold | None, 
 def worst(scores: Tensor) -> Tensor:
     """The rows of the highest of scores [N], the very highest first: 16, or all if they are fewer."""
     return scores.argsort(descending=True, stable=True)[:WORST_IMAGES]
+
+
+def told(chosen: Selection) -> str:
+    """Which images these are, in one line: their names, or if they have none their positions in the source."""
+    names = chosen.names()
+    if names is not None:
+        return ", ".join(map(files.printable, names))
+    return f"index {', '.join(map(str, chosen.positions.tolist()))}"
 
 
 def picture(trained: TrainedModel, images: Tensor) -> Image.Image:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,10 @@ from raygen.inspection import CHUNK_IMAGES, Selection, encode, require_encoder, 
 from raygen.metrics import compression, psnr, ssim
 from raygen.results import TrainedModel
 
-ORDER = "row i is the image at position index[i] of the source, counted from 0: sorted paths, or rows of an array"
+ORDER = (
+    "row i is the image at position index[i] of the source, counted from 0: sorted paths, of which names[i] is one, "
+    "or rows of an array"
+)
 MEASURED_IMAGES = 2000
 SEED = 0
 """Asked for by all metrics; these draw nothing."""
@@ -58,7 +63,10 @@ def save(trained: TrainedModel, chosen: Selection, path: Path) -> None:
     A digest of the weights tells whose they are. Raises RunError without an encoder, or where no file can be written.
     """
     latents = encode(trained, chosen.images).numpy()
-    labels = {} if chosen.labels is None else {"labels": chosen.labels.numpy()}
+    known = {
+        "labels": None if chosen.labels is None else chosen.labels.numpy(),
+        "names": None if (names := chosen.names()) is None else np.array(names),
+    }
     with files.whole(path) as partial, partial.open("wb") as file:
         np.savez(
             file,
@@ -68,7 +76,7 @@ def save(trained: TrainedModel, chosen: Selection, path: Path) -> None:
             split=np.array(chosen.part_names),
             order=np.array(ORDER),
             weights=np.array(_digest(trained)),
-            **labels,
+            **{name: array for name, array in known.items() if array is not None},
         )
 
 
@@ -83,16 +91,17 @@ def round_trip(trained: TrainedModel, chosen: Selection) -> RoundTrip:
 
 
 def decode(trained: TrainedModel, source: Path, output: Path) -> int:
-    """Write the images of the latents in a file, in their order and with their labels, and return their number.
+    """Write the images of the latents in a file, in their order, with their labels and names, and return their number.
 
     Raises DataError if the file holds none that fit the model, RunError without a decoder for them, and as
     `image_files.write` does.
     """
     decoder = require_encoder(trained)
-    latents, labels = _read(source, trained)
+    encoded = _read(source, trained)
+    latents = encoded.latents
     shape = (len(latents), *trained.model.shape)
     batches = (decoder.decode(chunk).float() for chunk in latents.split(CHUNK_IMAGES))
-    image_files.write(output, batches, shape, labels)
+    image_files.write(output, batches, shape, labels=encoded.labels, names=encoded.names)
     return len(latents)
 
 
@@ -104,8 +113,16 @@ def _digest(trained: TrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(path: Path, trained: TrainedModel) -> tuple[Tensor, NDArray[np.int64] | None]:
-    """Latents float32 [N, D] and, if the file holds them, labels int64 [N]."""
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """Latents float32 [N, D] and, if the file holds them, labels int64 [N] and N names."""
+
+    latents: Tensor
+    labels: NDArray[np.int64] | None
+    names: list[str] | None
+
+
+def _read(path: Path, trained: TrainedModel) -> _Encoded:
     try:
         with path.open("rb") as file:
             arrays = np.load(file, allow_pickle=False)
@@ -131,4 +148,36 @@ def _read(path: Path, trained: TrainedModel) -> tuple[Tensor, NDArray[np.int64] 
             f"{path}: `labels` is {labels.dtype} of shape {list(labels.shape)}; the classes of {len(latents)} latents "
             f"are integers of shape [{len(latents)}]: correct the array or leave it out"
         )
-    return torch.from_numpy(latents.astype(np.float32)), None if labels is None else labels.astype(np.int64)
+    return _Encoded(
+        latents=torch.from_numpy(latents.astype(np.float32)),
+        labels=None if labels is None else labels.astype(np.int64),
+        names=_checked_names(path, found["names"], len(latents)) if "names" in found else None,
+    )
+
+
+def _checked_names(path: Path, names: NDArray[Any], count: int) -> list[str]:
+    """Names that files below one folder may have: whoever wrote them, nothing is written beside that folder."""
+    if names.dtype.kind != "U" or names.shape != (count,):
+        raise DataError(
+            f"{path}: `names` is {names.dtype} of shape {list(names.shape)}; the names of {count} latents are texts "
+            f"of shape [{count}]: correct the array or leave it out"
+        )
+    found: list[str] = names.tolist()
+    for name in found:
+        if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")) or not _is_encodable(name):
+            raise DataError(
+                f"{path}: `names` holds {name!r}, which is no path of a file in a folder: correct the array or leave "
+                "it out"
+            )
+    if len(set(found)) < count:
+        raise DataError(f"{path}: `names` holds one name twice: correct the array or leave it out")
+    return found
+
+
+def _is_encodable(name: str) -> bool:
+    """Whether the file system's encoding has it."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -25,6 +25,18 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 """Family and settings of each run, by its name."""
 
 
+def finish(storage: Path, name: str, spec: TrainSpec) -> None:
+    """Train a run of one trial to its end."""
+    direction = metrics.find(spec.evaluation.objective).direction
+    run = Run.create(storage, "train", spec, PLAN, direction, name=name)
+    trial = run.new_trial(1, {}, spec)
+    for epoch in fit(spec, data.load(spec.data), trial.checkpoint):
+        trial.record_epoch(epoch)
+    trial.set_status("finished")
+    run.set_status("finished")
+    results.collect_best(run)
+
+
 @pytest.fixture(scope="session")
 def trained_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with finished runs, and one that has not begun; only cards are written into it."""
@@ -41,14 +53,7 @@ def trained_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 **settings,
             },
         )
-        direction = metrics.find(spec.evaluation.objective).direction
-        run = Run.create(storage, "train", spec, PLAN, direction, name=name)
-        trial = run.new_trial(1, {}, spec)
-        for epoch in fit(spec, data.load(spec.data), trial.checkpoint):
-            trial.record_epoch(epoch)
-        trial.set_status("finished")
-        run.set_status("finished")
-        results.collect_best(run)
+        finish(storage, name, spec)
     Run.create(storage, "train", TrainSpec.create("ae", {}), PLAN, "min", name="untrained")
     return storage
 
