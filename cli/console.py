@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
+
+from raygen import files
 
 PIPED_WIDTH = 200
 """Columns for tables that go to a file or a pipe, where Rich would assume 80 and cut."""
@@ -44,11 +49,24 @@ def say(line: str) -> None:
     talk().print(Text(line), soft_wrap=True)
 
 
-def warn(problem: Exception) -> None:
+def warn(problem: Exception | str) -> None:
     """Print one yellow line to standard error, about something that does not stop the command."""
-    talk().print(Text(f"raygen: {problem}", style="yellow"), soft_wrap=True)
+    talk().print(Text(files.printable(f"raygen: {problem}"), style="yellow"), soft_wrap=True)
 
 
 def error(message: str) -> None:
     """Print one red line to standard error."""
-    talk().print(Text(f"raygen: {message}", style="red"), soft_wrap=True)
+    talk().print(Text(files.printable(f"raygen: {message}"), style="red"), soft_wrap=True)
+
+
+@contextmanager
+def holding_warnings() -> Iterator[None]:
+    """Show the warnings of the block when it ends: a spinner would have them on its own line."""
+    show = warnings.showwarning
+    held: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as held:
+            yield
+    finally:
+        for warning in held:
+            show(warning.message, warning.category, warning.filename, warning.lineno)

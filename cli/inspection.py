@@ -180,10 +180,12 @@ def decode(
 
     image_files.check(output, 0)
     trained = load(model, storage=storage)
-    values, labels = latents.read(trained, source)
-    image_files.write(output, latents.decode(trained, values), (len(values), *trained.model.shape), labels)
-    console.say(f"{len(values)} images decoded by {_about(trained)} in {output}")
-    console.say(_about_sizes(latents.sizes(trained, len(values))))
+    encoded = latents.read(trained, source)
+    count, images = len(encoded.values), latents.decode(trained, encoded.values)
+    shape = (count, *trained.model.shape)
+    image_files.write(output, images, shape, labels=encoded.labels, names=encoded.names)
+    console.say(f"{count} images decoded by {_about(trained)} in {output}")
+    console.say(_about_sizes(latents.sizes(trained, count)))
 
 
 def draw_map(
@@ -252,8 +254,7 @@ def score(
     if picture is not None:
         rows = anomaly.worst(scores.values)
         pictures.save(anomaly.picture(trained, chosen.images[rows]), picture)
-        indices = ", ".join(map(str, chosen.positions[rows].tolist()))
-        console.say(f"the worst {len(rows)} in {picture}, from the left index {indices}")
+        console.say(f"the worst {len(rows)} in {picture}, from the left {anomaly.told(chosen.rows(rows))}")
 
 
 def _about_sizes(sizes: Sizes) -> str:

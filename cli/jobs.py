@@ -36,12 +36,12 @@ class View:
 
     @contextlib.contextmanager
     def waiting(self, message: str) -> Iterator[None]:
-        """Show a spinner in a terminal while something takes a moment."""
+        """Show a spinner in a terminal while something takes a moment, and warnings once it has gone."""
         talk = console.talk()
         if self.quiet or not talk.is_terminal:
             yield
         else:
-            with talk.status(message):
+            with console.holding_warnings(), talk.status(message):
                 yield
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from cli import catalog, cluster, console, evaluation, inspection, queue, results, train, tune
-from raygen.errors import InputError, RaygenError, RunInterruptedError
+from raygen.errors import DamagedFilesWarning, InputError, RaygenError, RunInterruptedError
 
 
 class _Group(TyperGroup):
@@ -28,7 +29,10 @@ class _Group(TyperGroup):
     ) -> Any:
         """Run a command and exit."""
         try:
-            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            with warnings.catch_warnings():
+                warnings.simplefilter("default", DamagedFilesWarning)  # each line once for a command
+                warnings.showwarning = _shown_by(warnings.showwarning)
+                code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except RaygenError as error:
             console.error(str(error))
             sys.exit(error.exit_code)
@@ -39,6 +43,18 @@ class _Group(TyperGroup):
         except typer.Abort:
             sys.exit(RunInterruptedError.exit_code)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _shown_by(others: Callable[..., None]) -> Callable[..., None]:
+    """What shows a warning of ours as one yellow line, and others as before."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **how: Any) -> None:
+        if issubclass(category, DamagedFilesWarning):
+            console.warn(str(message))
+        else:
+            others(message, category, *place, **how)
+
+    return show
 
 
 def _version(wanted: bool) -> None:

@@ -49,17 +49,25 @@ class Scores:
         return self.threshold.is_exceeded(self.values)
 
     def save(self, path: Path) -> None:
-        """Write a CSV line for each image: position in the source, label if there are any, part, score, what it means.
+        """Write a CSV line for each image: position in the source, name, label, part, score, what it means.
 
+        There are names if the source is a folder, in the bytes of the file system, and labels if it has classes.
         The last column is there if there is a threshold: 1 beyond it, else 0. Raises RunError if it cannot write.
         """
         chosen = self.chosen
-        labels = {} if chosen.labels is None else {"label": chosen.labels.tolist()}
-        columns = {"index": chosen.positions.tolist(), **labels, "split": chosen.part_names}
-        columns[self.name] = self.values.tolist()
+        known = {"name": chosen.names(), "label": None if chosen.labels is None else chosen.labels.tolist()}
+        columns = {
+            "index": chosen.positions.tolist(),
+            **{title: column for title, column in known.items() if column is not None},
+            "split": chosen.part_names,
+            self.name: self.values.tolist(),
+        }
         if self.threshold is not None:
             columns["beyond_threshold"] = self.beyond_threshold.int().tolist()
-        with files.whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        with (
+            files.whole(path) as partial,
+            partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
@@ -114,6 +122,14 @@ def threshold(scores: Tensor, false_alarms: float) -> Threshold:
 def worst(scores: Tensor) -> Tensor:
     """The rows of the highest of scores [N], the very highest first: 16, or all if they are fewer."""
     return scores.argsort(descending=True, stable=True)[:WORST_IMAGES]
+
+
+def told(chosen: Selection) -> str:
+    """Which images these are, in one line: their names, or if they have none their positions in the source."""
+    names = chosen.names()
+    if names is not None:
+        return ", ".join(map(files.printable, names))
+    return f"index {', '.join(map(str, chosen.positions.tolist()))}"
 
 
 def picture(trained: TrainedModel, images: Tensor) -> Image.Image:

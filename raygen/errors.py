@@ -5,6 +5,7 @@ RaygenError                    1   anything below
 │   ├── SpecError                  a field of the spec: unknown, of the wrong type, out of range
 │   ├── SpaceError                 a search space file
 │   ├── DataError                  a data set, folder, array or image
+│   │   └── DamagedFilesError          image files that cannot be decoded
 │   ├── ResourceError              more devices than the cluster will ever have
 │   ├── RunError                   a run or checkpoint that is not there, or cannot do what was asked
 │   └── JobError                   a job that is not in the queue, or cannot do what was asked
@@ -23,6 +24,8 @@ RaygenError                    1   anything below
 └── RunInterruptedError      130   stopped by the person; what was trained is kept
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, get_args
 
 Ailment = Literal["mode collapse", "discriminator saturation", "posterior collapse"]
@@ -43,6 +46,10 @@ Cause = Literal[
 
 RECURRING: frozenset[Cause] = frozenset({"bad input", "non-finite loss", "non-finite objective", *get_args(Ailment)})
 """Causes that a job which is tried again as it is meets again."""
+
+
+MOST_NAMED = 10
+"""Files that one line names."""
 
 
 class RaygenError(Exception):
@@ -69,6 +76,32 @@ class SpaceError(InputError):
 
 class DataError(InputError):
     """A data set, folder, array or image cannot be used."""
+
+
+class DamagedFilesError(DataError):
+    """Image files of a folder cannot be decoded: `reasons` tells why, by their names in it."""
+
+    def __init__(self, folder: Path, reasons: Mapping[str, str]) -> None:
+        reasons = dict(sorted(reasons.items()))
+        if len(reasons) == 1:
+            [(name, reason)] = reasons.items()
+            super().__init__(f"cannot decode the image {folder / name} ({reason}); repair it or remove it")
+        else:
+            super().__init__(
+                f"cannot decode {len(reasons):,} images in {folder}: {named(reasons)}; repair or remove them"
+            )
+        self.folder, self.reasons = folder, reasons
+
+
+class DamagedFilesWarning(UserWarning):
+    """Image files that cannot be decoded are left out; the message is one line for the person."""
+
+
+def named(reasons: Mapping[str, str]) -> str:
+    """The first ten files, each with its reason, and how many more there are."""
+    first = [f"{name} ({reason})" for name, reason in list(reasons.items())[:MOST_NAMED]]
+    more = [f"and {len(reasons) - MOST_NAMED:,} more"] if len(reasons) > MOST_NAMED else []
+    return ", ".join([*first, *more])
 
 
 class ResourceError(InputError):

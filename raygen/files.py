@@ -11,6 +11,14 @@ from pathlib import Path
 
 from raygen.errors import RunError
 
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves the cursor, changes colours, ends a line, turns its direction, or cannot be encoded."""
+
+
+def printable(text: str) -> str:
+    """The text with what would do something to a terminal, as in names of files, in Python's escapes."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
 
 def check_writable(path: Path) -> None:
     """Raise RunError where no file can be written at `path`: no folder there, a folder itself, or read-only."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from raygen import data, models
 from raygen.data import Dataset, Split
+from raygen.data.image_names import Names
 from raygen.errors import RunError
 from raygen.metrics import _anomaly
 from raygen.models._base import Reconstructor, Sampler
@@ -27,7 +28,7 @@ class Selection:
     """Some images of the data set `source`, uint8 [N, C, H, W], with what is known of each.
 
     `positions` [N] are those in the source, `parts` [N] the indices in PARTS of those that they are in, `labels` [N]
-    the classes if the source has some.
+    the classes if the source has some, `source_names` the names by their position there, if it is a folder.
     """
 
     source: str
@@ -35,11 +36,23 @@ class Selection:
     positions: Tensor
     parts: Tensor
     labels: Tensor | None
+    source_names: Names | None = None
 
     @property
     def part_names(self) -> list[Split]:
         """The part that each image is in, by its name."""
         return [PARTS[index] for index in self.parts.tolist()]
+
+    def names(self) -> list[str] | None:
+        """The path of each image in its folder; None if the source has no names. Raises DataError if they are gone."""
+        return None if self.source_names is None else self.source_names.at(self.positions.tolist())
+
+    def rows(self, rows: Tensor) -> Selection:
+        """The images of these rows, in their order."""
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(
+            self, images=self.images[rows], positions=self.positions[rows], parts=self.parts[rows], labels=labels
+        )
 
 
 class Reconstructions(NamedTuple):
@@ -69,21 +82,20 @@ def select(dataset: Dataset, split: Split | Literal["all"]) -> Selection:
         first += len(part.images)
     known = [part.labels for part in parts if part.labels is not None]
     labels = torch.cat(known)[rows] if len(known) == len(parts) else None
-    return Selection(source=dataset.name, images=images, positions=positions[rows], parts=part_of[rows], labels=labels)
+    return Selection(
+        source=dataset.name,
+        images=images,
+        positions=positions[rows],
+        parts=part_of[rows],
+        labels=labels,
+        source_names=dataset.names,
+    )
 
 
 def some(chosen: Selection, count: int) -> Selection:
     """The same images, or if there are more than `count` so many of them, drawn by chance and left in their order."""
-    rows = (
-        torch.randperm(len(chosen.images), generator=torch.Generator().manual_seed(CHOICE_SEED))[:count].sort().values
-    )
-    return replace(
-        chosen,
-        images=chosen.images[rows],
-        positions=chosen.positions[rows],
-        parts=chosen.parts[rows],
-        labels=None if chosen.labels is None else chosen.labels[rows],
-    )
+    order = torch.randperm(len(chosen.images), generator=torch.Generator().manual_seed(CHOICE_SEED))
+    return chosen.rows(order[:count].sort().values)
 
 
 def require_encoder(trained: TrainedModel, instead: str = "") -> Reconstructor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ from raygen.metrics import compression, psnr, ssim
 from raygen.models._base import Reconstructor
 from raygen.results import TrainedModel
 
-ORDER = "row i is the image at position index[i] of the source, counted from 0: sorted paths, or rows of an array"
+ORDER = (
+    "row i is the image at position index[i] of the source, counted from 0: sorted paths, of which names[i] is one, "
+    "or rows of an array"
+)
 MEASURED_IMAGES = 2000
 SEED = 0
 """Asked for by all metrics; these draw nothing."""
@@ -62,17 +66,21 @@ class Latents:
 
         The digest of the weights tells whose they are. Raises RunError if no file can be written.
         """
-        labels = {} if self.chosen.labels is None else {"labels": self.chosen.labels.numpy()}
+        chosen = self.chosen
+        known = {
+            "labels": None if chosen.labels is None else chosen.labels.numpy(),
+            "names": None if (names := chosen.names()) is None else np.array(names),
+        }
         with files.whole(path) as partial, partial.open("wb") as file:
             np.savez(
                 file,
                 allow_pickle=False,
                 latents=self.values.numpy(),
-                index=self.chosen.positions.numpy(),
-                split=np.array(self.chosen.part_names),
+                index=chosen.positions.numpy(),
+                split=np.array(chosen.part_names),
                 order=np.array(ORDER),
                 weights=np.array(self.weights),
-                **labels,
+                **{name: array for name, array in known.items() if array is not None},
             )
 
 
@@ -120,10 +128,19 @@ def _digest(trained: TrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def read(trained: TrainedModel, path: Path) -> tuple[Tensor, NDArray[np.int64] | None]:
-    """Latents float32 [N, D] that `Latents.save` has written and, if the file holds them, labels int64 [N].
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What a file holds: latents float32 [N, D] and, if they are known, labels int64 [N] and N names."""
 
-    Raises RunError if the model has no decoder for them, DataError if the file holds none that fit it.
+    values: Tensor
+    labels: NDArray[np.int64] | None
+    names: list[str] | None
+
+
+def read(trained: TrainedModel, path: Path) -> Encoded:
+    """What `Latents.save` has written.
+
+    Raises RunError if the model has no decoder for it, DataError if the file holds none that fits.
     """
     require_encoder(trained)
     try:
@@ -145,7 +162,11 @@ def read(trained: TrainedModel, path: Path) -> tuple[Tensor, NDArray[np.int64] |
             f"{path}: `labels` is {labels.dtype} of shape {list(labels.shape)}; the classes of {len(latents)} latents "
             f"are integers of shape [{len(latents)}]: correct the array or leave it out"
         )
-    return torch.from_numpy(latents.astype(np.float32)), None if labels is None else labels.astype(np.int64)
+    return Encoded(
+        values=torch.from_numpy(latents.astype(np.float32)),
+        labels=None if labels is None else labels.astype(np.int64),
+        names=_checked_names(path, found["names"], len(latents)) if "names" in found else None,
+    )
 
 
 def _check(trained: TrainedModel, latents: NDArray[Any], what: str) -> None:
@@ -158,3 +179,31 @@ def _check(trained: TrainedModel, latents: NDArray[Any], what: str) -> None:
         )
     if not np.isfinite(latents).all():
         raise DataError(f"{what} holds values that are not finite: encode the images anew")
+
+
+def _checked_names(path: Path, names: NDArray[Any], count: int) -> list[str]:
+    """Names that files below one folder may have: whoever wrote them, nothing is written beside that folder."""
+    if names.dtype.kind != "U" or names.shape != (count,):
+        raise DataError(
+            f"{path}: `names` is {names.dtype} of shape {list(names.shape)}; the names of {count} latents are texts "
+            f"of shape [{count}]: correct the array or leave it out"
+        )
+    found: list[str] = names.tolist()
+    for name in found:
+        if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")) or not _is_encodable(name):
+            raise DataError(
+                f"{path}: `names` holds {name!r}, which is no path of a file in a folder: correct the array or leave "
+                "it out"
+            )
+    if len(set(found)) < count:
+        raise DataError(f"{path}: `names` holds one name twice: correct the array or leave it out")
+    return found
+
+
+def _is_encodable(name: str) -> bool:
+    """Whether the file system's encoding has it."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True

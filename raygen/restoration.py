@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from raygen import corruption, files, pictures
+from raygen import corruption, image_files
 from raygen.data import DataOptions, folder
+from raygen.data.images import warn_of_damaged, without_damaged
 from raygen.errors import DataError, RunError
 from raygen.inspection import require_encoder
 from raygen.metrics import psnr, ssim
@@ -34,22 +36,18 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """Images [N, C, H, W] in [0, 1] under the names of the damaged files, as those of PNG files.
+    """Images [N, C, H, W] in [0, 1] under the names of the damaged files.
 
     `qualities` are those of the damaged images, of a plain filter and of the restored ones, if clean ones were given.
     """
 
-    names: list[Path]
+    names: list[str]
     images: Tensor
     qualities: list[Quality]
 
     def write(self, place: Path) -> None:
-        """Write them as PNG files into an empty or new folder, all or none; raises RunError."""
-        with files.whole_folder(place) as partial:
-            for name, pixels in zip(self.names, pictures.in_bytes(self.images).cpu().numpy(), strict=True):
-                path = partial / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(path)
+        """Write them as PNG files, called as `image_files.targets` says; raises RunError."""
+        image_files.write_folder(place, self.images.split(CHUNK_IMAGES), image_files.targets(self.names))
 
 
 def restore(trained: TrainedModel, place: Path, clean: Path | None) -> Restored:
@@ -59,8 +57,7 @@ def restore(trained: TrainedModel, place: Path, clean: Path | None) -> Restored:
     or clean images of other names.
     """
     check(trained)
-    found, damaged = read(trained, place)
-    names = targets(found)
+    names, damaged = read(trained, place)
     originals = None if clean is None else read_clean(trained, clean, names)
     images = decoded(trained, damaged)
     qualities = [] if originals is None else compare(trained.spec.data, originals, damaged, images)
@@ -77,23 +74,35 @@ def check(trained: TrainedModel) -> None:
         )
 
 
-def read(trained: TrainedModel, place: Path) -> tuple[list[Path], Tensor]:
-    """The image files of a folder relative to it, and their images [N, C, H, W] in [0, 1] of the model's shape.
+def read(trained: TrainedModel, place: Path) -> tuple[list[str], Tensor]:
+    """The names of the image files in a folder, and their images [N, C, H, W] in [0, 1] of the model's shape.
 
-    What a model sees at a lower resolution may also have just that, and is enlarged as it was for the training.
-    Raises DataError for a folder that holds no images, or some that do not fit the model or cannot be decoded.
+    They are cropped and resized if those for the training were. What a model sees at a lower resolution may also have
+    just that, and is enlarged as it was for the training. Files that cannot be decoded are left out, with a
+    DamagedFilesWarning. Raises DataError for a folder that holds no images, or some that do not fit the model.
     """
     if not place.is_dir():
         raise DataError(f"{place} is no folder of images")
-    paths = folder.image_files(place)
-    images = folder.read(place, paths, None)
-    count, channels, height, width = images.shape
+    found = folder.image_files(place)
+
+    def read_without(damaged: Mapping[str, str]) -> tuple[list[str], Tensor]:
+        names = folder.remaining(place, found, damaged)
+        return names, _images(trained, place, names)
+
+    (names, images), damaged = without_damaged(read_without)
+    warn_of_damaged(place, damaged, len(found))
+    return names, images
+
+
+def _images(trained: TrainedModel, place: Path, names: list[str]) -> Tensor:
+    """The images [N, C, H, W] in [0, 1] of these files of a folder, of the model's shape."""
     shape, options = trained.model.shape, trained.spec.data
     factor = options.corruption_factor if options.corruption == "downsample" else 1
-    if channels != shape.channels or (height, width) not in {
-        (shape.height, shape.width),
-        (shape.height // factor, shape.width // factor),
-    }:
+    small = (shape.height // factor, shape.width // factor)
+    are_small = folder.sizes(place, names) == {small}
+    images = folder.read(place, names, None if are_small else options.image_size)
+    count, channels, height, width = images.shape
+    if channels != shape.channels or (height, width) not in {(shape.height, shape.width), small}:
         colours = "grey" if channels == 1 else "RGB"
         raise DataError(
             f"{place} holds {colours} images of {height}×{width} pixels, the model restores images of {shape}; "
@@ -102,18 +111,7 @@ def read(trained: TrainedModel, place: Path) -> tuple[list[Path], Tensor]:
     pixels = torch.from_numpy(images[np.arange(count)]).float().div_(255)
     if (height, width) != (shape.height, shape.width):
         pixels = corruption.enlarged(pixels, shape.height, shape.width)
-    return [path.relative_to(place) for path in paths], pixels
-
-
-def targets(names: list[Path]) -> list[Path]:
-    """The name of the PNG file for each image; raises DataError for two images with one name."""
-    found: dict[Path, Path] = {}
-    for name in names:
-        target = name.with_suffix(".png")
-        if target in found:
-            raise DataError(f"{found[target]} and {name} would both be restored as {target}: rename one of them")
-        found[target] = name
-    return list(found)
+    return pixels
 
 
 @torch.no_grad()
@@ -123,19 +121,29 @@ def decoded(trained: TrainedModel, damaged: Tensor) -> Tensor:
     return torch.cat([model.decode(model.encode(chunk)).float() for chunk in damaged.split(CHUNK_IMAGES)])
 
 
-def read_clean(trained: TrainedModel, place: Path, wanted: list[Path]) -> Tensor:
-    """The clean images [N, C, H, W] in [0, 1] of a folder that has the same names, whatever their endings.
+def read_clean(trained: TrainedModel, place: Path, names: list[str]) -> Tensor:
+    """The clean images [N, C, H, W] in [0, 1] of a folder that has the same names, or but for their endings the same.
 
-    Raises DataError as `read` does, and for other names.
+    Raises DataError as `read` does, and if an image has no clean one, or several.
     """
     found, images = read(trained, place)
-    known = targets(found)
-    for name in wanted:
-        if name not in known:
-            raise DataError(
-                f"{place} holds no clean image of the name {name.with_suffix('')}: --clean takes the originals"
-            )
-    return images[[known.index(name) for name in wanted]]
+    rows = {name: row for row, name in enumerate(found)}
+    alike: dict[str, list[int]] = {}
+    for name, row in rows.items():
+        alike.setdefault(_stem(name), []).append(row)
+    chosen = []
+    for name in names:
+        candidates = [rows[name]] if name in rows else alike.get(_stem(name), [])
+        if len(candidates) != 1:
+            number = "several clean images" if candidates else "no clean image"
+            raise DataError(f"{place} holds {number} of the name {_stem(name)}: --clean takes the originals")
+        chosen += candidates
+    return images[chosen]
+
+
+def _stem(name: str) -> str:
+    """A name without its ending."""
+    return os.path.splitext(name)[0]
 
 
 def compare(options: DataOptions, clean: Tensor, damaged: Tensor, restored: Tensor) -> list[Quality]:

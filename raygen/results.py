@@ -262,7 +262,7 @@ def _fill(folder: Path, run: Run, configuration: _Configuration, dataset: data.D
 
 
 def _about(dataset: data.Dataset) -> dict[str, Any]:
-    """The data set's name, the digest of its images, and how many of them are in each part."""
+    """The data set's name, the digest of its images, how many of them are in each part, and files left out of it."""
     parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     counts = {name: 0 if part is None else len(part.images) for name, part in parts.items()}
-    return {"name": dataset.name, "digest": dataset.digest, **counts}
+    return {"name": dataset.name, "digest": dataset.digest, **counts, "left_out": dict(dataset.damaged)}

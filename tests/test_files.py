@@ -95,3 +95,8 @@ def test_what_ends_half_way_leaves_no_folder(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             interrupted_in(tmp_path / name)
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_names_of_files_do_nothing_to_a_terminal() -> None:
+    assert files.printable("été/冬 [x].png") == "été/冬 [x].png"
+    assert files.printable("a\nb\x1b[31m\x9b\u202e\udce9") == r"a\nb\x1b[31m\x9b\u202e\udce9"

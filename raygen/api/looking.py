@@ -112,7 +112,7 @@ def decode(model: str | Path | TrainedModel, latents: str | Path | Tensor, *, st
     from raygen import latents as stored
 
     trained = loaded(model, storage)
-    values = stored.read(trained, Path(latents))[0] if isinstance(latents, str | Path) else latents
+    values = stored.read(trained, Path(latents)).values if isinstance(latents, str | Path) else latents
     return torch.cat(list(stored.decode(trained, values)))
 
 

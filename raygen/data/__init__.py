@@ -10,19 +10,21 @@ import difflib
 import hashlib
 import inspect
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from raygen.data import catalog
-from raygen.errors import DataError
+from raygen.errors import DataError, named
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from raygen.data.cache import Decoded
+    from raygen.data.image_names import Names
     from raygen.data.images import Images
     from raygen.data.source import Source
 
@@ -145,7 +147,8 @@ class Dataset:
     """The three parts of a data set, and the digest of its images: sixteen hexadecimal digits.
 
     `test` is the official test part of a set that has one, else some images that no training or choice sees; it is
-    None if there is no such part, for the reason given in `no_test`.
+    None if there is no such part, for the reason given in `no_test`. `names` are those of all its images by their
+    position in the source, if that is a folder, and `damaged` its files that are left out, each with the reason.
     """
 
     name: str
@@ -155,6 +158,8 @@ class Dataset:
     digest: str
     has_official_test: bool = False
     no_test: str = ""
+    names: Names | None = None
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -194,7 +199,7 @@ class Dataset:
                 f"and to test on; its classes are {classes}"
             )
         no_test = "its test images have no labels to tell the normal class by" if unlabelled else self.no_test
-        return replace(self, train=train, validation=validation, test=test, no_test=no_test)
+        return replace(self, train=train, validation=validation, test=test, no_test=no_test, names=None)
 
 
 def names() -> dict[str, str]:
@@ -213,39 +218,54 @@ def load(options: DataOptions) -> Dataset:
     the training images first, then those for validation, then those for testing unless an official test part has a
     file of its own. Of a normal class, all parts hold its images only.
 
-    Raises DataError if the source does not exist, cannot be decoded, or has too few or too small images, or none of
-    the normal class.
+    Files of a folder that cannot be decoded are left out, as if they were not there, with a DamagedFilesWarning.
+    Raises DataError if the source does not exist, cannot be read, or has too few or too small images, or none of the
+    normal class.
     """
+    from raygen.data.images import warn_of_damaged
+
     name, source = _source(options)
     test_fraction = 0.0 if source.has_official_test else options.test_fraction
-    whole, digest = _decoded(options, name, source, least=3 if test_fraction else 2)
-    train, validation, test = whole.split(options.validation_fraction, test_fraction)
+    decoded = _decoded(options, name, source, least=3 if test_fraction else 2)
+    warn_of_damaged(Path(options.source), decoded.damaged, len(decoded.images) + len(decoded.damaged))
+    digest = decoded.digest
+    train, validation, test = _as_part(decoded).split(options.validation_fraction, test_fraction)
     no_test = source.no_test
     if source.test is not None:
-        test, digest_of_test = _decoded(options, f"{name}-test", source.test, least=1)
+        official = _decoded(options, f"{name}-test", source.test, least=1)
+        test = _as_part(official)
         _check_alike(options, train, test)
-        digest = hashlib.sha256(f"{digest} {digest_of_test}".encode()).hexdigest()[: len(digest)]
+        digest = hashlib.sha256(f"{digest} {official.digest}".encode()).hexdigest()[: len(digest)]
     elif test is None and not no_test:
         no_test = "data.test_fraction is 0"
-    dataset = Dataset(name, train, validation, test, digest, source.has_official_test, no_test)
+    dataset = Dataset(
+        name,
+        train,
+        validation,
+        test,
+        digest,
+        source.has_official_test,
+        no_test,
+        names=decoded.names,
+        damaged=decoded.damaged,
+    )
     return dataset if options.normal_class is None else dataset.only(options.normal_class)
 
 
-def _decoded(options: DataOptions, name: str, source: Source, *, least: int) -> tuple[Part, str]:
-    """All images of a source, in their shuffled order, and their digest; raises DataError for fewer than `least`."""
-    import torch
-
+def _decoded(options: DataOptions, name: str, source: Source, *, least: int) -> Decoded:
+    """All images of a source, in their shuffled order; raises DataError for fewer than `least`."""
     from raygen.data import cache
 
-    def check_count(count: int) -> None:
+    def check_count(count: int, damaged: Mapping[str, str]) -> None:
         if count < least:
             uses = ", ".join(("one to train on", "one to validate on", "one to test on")[:least])
-            raise DataError(f"{options.source}: {least} images are needed, {uses}, not {count}")
+            others = f"; {len(damaged)} cannot be decoded: {named(damaged)}" if damaged else ""
+            raise DataError(f"{options.source}: {least} images are needed, {uses}, not {count}{others}")
 
-    def read_checked() -> Images:
-        images = source.read()
+    def read_checked(damaged: Mapping[str, str]) -> Images:
+        images = source.read_without(damaged) if damaged and source.read_without else source.read()
         count, _, height, width = images.shape
-        check_count(count)
+        check_count(count, damaged)
         if min(height, width) < SMALLEST_SIDE:
             raise DataError(
                 f"{options.source} holds images of {width}x{height} pixels; 8x8 is the smallest size: "
@@ -254,10 +274,22 @@ def _decoded(options: DataOptions, name: str, source: Source, *, least: int) -> 
         return images
 
     size = str(options.image_size or "native")
-    decoded = cache.decode_once(f"{name}-{size}", f"{size}\n{source.fingerprint}", read_checked)
-    check_count(len(decoded.images))  # again: it may have been decoded for a training that splits off no test part
+    decoded = cache.decode_once(
+        f"{name}-{size}",
+        f"{size}\n{source.fingerprint}",
+        read_checked,
+        leaves_out=source.read_without is not None,
+    )
+    # Again: it may have been decoded for a training that splits off no test part.
+    check_count(len(decoded.images), decoded.damaged)
+    return decoded
+
+
+def _as_part(decoded: Decoded) -> Part:
+    import torch
+
     labels = None if decoded.labels is None else torch.from_numpy(decoded.labels)
-    return Part(torch.from_numpy(decoded.images), labels), decoded.digest
+    return Part(torch.from_numpy(decoded.images), labels)
 
 
 def _check_alike(options: DataOptions, train: Part, test: Part) -> None:
@@ -272,8 +304,9 @@ def _check_alike(options: DataOptions, train: Part, test: Part) -> None:
 def source_positions(dataset: Dataset) -> Tensor:
     """Position in the source, int64 [N] from 0, of each image that `load` gave: those of train, validation and test.
 
-    The order of a folder is that of its sorted paths; of an array, that of its rows. The images of an official test
-    part come after all others. Only a data set of all its classes has these positions, not one of a normal class.
+    The order of a folder is that of its sorted paths, without files that cannot be decoded; of an array, that of its
+    rows. The images of an official test part come after all others. Only a data set of all its classes has these
+    positions, not one of a normal class.
     """
     import numpy as np
     import torch

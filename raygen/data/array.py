@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raygen.data.images import Images, Labelled, resized
+from raygen.data.images import Described, Images, resized
 from raygen.data.source import Source
 from raygen.errors import DataError
 
@@ -73,7 +73,7 @@ def read(path: Path, image_size: int | None) -> Images:
             f"{path} is uint8 and holds only 0 and 1, and 255 is white: save it as bool, or multiply it by 255"
         )
     images = resized(_ArrayImages(path, array), image_size)
-    return images if labels is None else Labelled(images, _checked_labels(path, labels, len(array)))
+    return images if labels is None else Described(images, _checked_labels(path, labels, len(array)))
 
 
 def _largest_is_one(array: NDArray[np.uint8]) -> bool:

@@ -40,10 +40,10 @@ def digits(options: DataOptions) -> Source:
     """Handwritten digits of scikit-learn: 1,797 grey 8x8 images, embedded, no download."""
 
     def read() -> Images:
-        from raygen.data.images import Labelled, resized
+        from raygen.data.images import Described, resized
 
         pixels, classes = _digits()
-        return Labelled(resized(pixels[:, None], options.image_size), classes)
+        return Described(resized(pixels[:, None], options.image_size), classes)
 
     return Source("digits", read)
 
@@ -56,7 +56,7 @@ def stacked_digits(options: DataOptions) -> Source:
         import numpy as np
 
         from raygen.data import split
-        from raygen.data.images import Labelled, resized
+        from raygen.data.images import Described, resized
 
         pixels, classes = _digits()
         # Each part is drawn from that part of `digits`: none holds a digit that another one shows.
@@ -70,7 +70,7 @@ def stacked_digits(options: DataOptions) -> Source:
         ]
         chosen = np.empty((STACKED_IMAGES, 3), dtype=np.int64)
         chosen[split.shuffled(STACKED_IMAGES)] = np.concatenate(drawn)
-        return Labelled(resized(pixels[chosen], options.image_size), classes[chosen] @ np.array([100, 10, 1]))
+        return Described(resized(pixels[chosen], options.image_size), classes[chosen] @ np.array([100, 10, 1]))
 
     return Source(f"stacked-digits\n{fractions}", read)
 
@@ -113,14 +113,14 @@ def cifar10(options: DataOptions) -> Source:
         import numpy as np
         import torchvision
 
-        from raygen.data.images import Labelled, resized
+        from raygen.data.images import Described, resized
 
         try:  # checks the MD5 sums of all files before it unpickles them
             found = torchvision.datasets.CIFAR10(path.parent, train=train)
         except RuntimeError as error:
             raise DataError(f"{path} is incomplete or damaged; remove it to have it downloaded again") from error
         pixels = resized(found.data.transpose(0, 3, 1, 2), options.image_size)
-        return Labelled(pixels, np.array(found.targets, dtype=np.int64))
+        return Described(pixels, np.array(found.targets, dtype=np.int64))
 
     test = Source(_content(sorted(path.glob("test_batch"))), partial(read, train=False))
     return Source(_content(sorted(path.glob("data_batch_*"))), partial(read, train=True), test)
@@ -145,7 +145,7 @@ def celeba(options: DataOptions) -> Source:
 
     def source(names: list[str]) -> Source:
         def read() -> Images:
-            return folder.ImageFiles([path / name for name in names], (len(names), 3, side, side), image_size=side)
+            return folder.ImageFiles(path, names, (len(names), 3, side, side), image_size=side)
 
         return Source(folder.fingerprint(path, names), read)
 
@@ -211,7 +211,7 @@ def _beside(path: Path, name: str) -> Path | None:
 
 def _read_idx(path: Path, labels: Path | None, image_size: int | None) -> Images:
     """The images of an IDX file, with the labels of another one if there is one."""
-    from raygen.data.images import Labelled, resized
+    from raygen.data.images import Described, resized
 
     pixels = _idx_bytes(path, magic=2051, dimensions=3)
     images = resized(pixels[:, None], image_size)
@@ -220,7 +220,7 @@ def _read_idx(path: Path, labels: Path | None, image_size: int | None) -> Images
     classes = _idx_bytes(labels, magic=2049, dimensions=1)
     if len(classes) != len(pixels):
         raise DataError(f"{labels} holds {len(classes)} labels for {len(pixels)} images; remove it")
-    return Labelled(images, classes.astype("int64"))
+    return Described(images, classes.astype("int64"))
 
 
 def _idx_bytes(path: Path, magic: int, dimensions: int) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from raygen.data.images import Images, Labelled, square
+from raygen.data.images import Described, Images, square
 from raygen.data.source import Source
-from raygen.errors import DataError
+from raygen.errors import DamagedFilesError, DataError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 GREY_MODES = {"1", "L", "LA", "La", "F", "I", "I;16", "I;16B", "I;16L", "I;16N"}
@@ -28,25 +28,38 @@ FEW_BITS = {
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files as uint8 [N, C, H, W] in 0..255, decoded in threads when indexed.
+    """Image files of a folder as uint8 [N, C, H, W] in 0..255, decoded in threads when indexed.
 
     What is transparent shows white, images are turned upright, and only the first frame of an animation is read.
-    Raises DataError if a file cannot be decoded.
+    Raises DamagedFilesError, naming all of those asked for that cannot be decoded, and DataError for others.
     """
 
-    paths: list[Path]
+    folder: Path
+    names: Sequence[str]
     shape: tuple[int, ...]
     image_size: int | None  # None: the files have the size that `shape` says
 
     def __getitem__(self, indices: NDArray[np.intp], /) -> NDArray[np.uint8]:
+        names = [self.names[index] for index in indices]
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
-            images = list(pool.map(self._decode, (self.paths[index] for index in indices)))
-        return np.stack(images).reshape(-1, *self.shape[1:])
+            found = dict(pool.map(self._decoded_or_reason, names))
+        damaged = {name: each for name, each in found.items() if isinstance(each, str)}
+        if damaged:
+            raise DamagedFilesError(self.folder, damaged)
+        return np.stack([found[name] for name in names]).reshape(-1, *self.shape[1:])
 
-    def _decode(self, path: Path) -> NDArray[np.uint8]:
+    def _decoded_or_reason(self, name: str) -> tuple[str, NDArray[np.uint8] | str]:
+        """The name with its pixels, or with the reason why it cannot be decoded."""
+        try:
+            return name, self._decode(name)
+        except DamagedFilesError as error:
+            return name, error.reasons[name]
+
+    def _decode(self, name: str) -> NDArray[np.uint8]:
         """Pixels of one file, [C, H, W]."""
         _, channels, height, width = self.shape
-        with _opened(path) as image:
+        path = self.folder / name
+        with _opened(self.folder, name) as image:
             if self.image_size is not None:
                 # Lets the JPEG decoder skip detail that the resize would throw away.
                 image.draft(None, (2 * self.image_size, 2 * self.image_size))
@@ -64,31 +77,44 @@ class ImageFiles:
 
 def source(folder: Path, image_size: int | None) -> Source:
     """The images of a folder; raises DataError if there are none."""
-    files = image_files(folder)
-    names = (os.fspath(path).removeprefix(os.fspath(folder)).lstrip("/") for path in files)
-    return Source(fingerprint(folder, names), partial(read, folder, files, image_size))
+    names = image_files(folder)
+
+    def read_without(damaged: Mapping[str, str]) -> Images:
+        return read(folder, remaining(folder, names, damaged), image_size)
+
+    return Source(fingerprint(folder, names), partial(read, folder, names, image_size), read_without=read_without)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted by path; hidden files and links to folders are left out.
+def image_files(folder: Path) -> list[str]:
+    """Names of the image files below a folder, relative to it with "/" between their parts, sorted by these parts.
 
-    Raises DataError if there are none or a folder cannot be read.
+    Hidden files, what is in hidden folders, and links to folders are left out. Raises DataError if there are none or a
+    folder cannot be read.
     """
 
     def refuse(error: OSError) -> NoReturn:
         raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
-    files = []
+    found = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [
-            Path(parent, name)
+        within = parent.removeprefix(os.fspath(folder)).lstrip("/")  # with paths it takes three times as long
+        found += [
+            os.path.join(within, name)
             for name in names
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
         ]
-    if not files:
+    if not found:
         raise DataError(f"{folder} holds no images; these are read: {' '.join(sorted(SUFFIXES))}")
-    return sorted(files)
+    return sorted(found, key=lambda name: name.split("/"))
+
+
+def remaining(folder: Path, names: list[str], damaged: Mapping[str, str]) -> list[str]:
+    """The names without those of damaged files; raises DamagedFilesError naming these if no others are left."""
+    left = [name for name in names if name not in damaged]
+    if not left:
+        raise DamagedFilesError(folder, damaged)
+    return left
 
 
 def fingerprint(folder: Path, names: Iterable[str]) -> str:
@@ -107,74 +133,117 @@ def fingerprint(folder: Path, names: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def read(folder: Path, files: list[Path], image_size: int | None) -> Images:
+def read(folder: Path, names: list[str], image_size: int | None) -> Described:
     """Read the headers of the files: grey if all are grey, else RGB; nearly all pixels are decoded later.
 
-    They have labels if all are in two or more sub-folders: one class each, by name. Raises DataError if a file is no
-    image, if sizes differ and no `image_size` is given, or if pixels would be read as black that are not.
+    They have labels if all are in two or more sub-folders: one class each, by name. Raises DamagedFilesError naming
+    all files that are seen to be damaged, DataError if sizes differ and no `image_size` is given, or if pixels would
+    be read as black that are not.
     """
-    grey = True
-    first: tuple[int, int] | None = None
+    headers = _headers(folder, names)
+    ((height, width), first), *others = headers.sizes.items()
+    if others and image_size is None:
+        (other_height, other_width), other = others[0]
+        raise DataError(
+            f"{folder / first} is {width}x{height} but {folder / other} is {other_width}x{other_height}; "
+            "crop and resize all images to one size, for example with --image-size 64"
+        )
+    _check_bright(folder, names, headers.deep)
+    if image_size is not None:
+        height = width = image_size
+    images = ImageFiles(folder, names, (len(names), 1 if headers.are_grey else 3, height, width), image_size)
+    return Described(images, _classes(names), names)
+
+
+def sizes(folder: Path, names: list[str]) -> set[tuple[int, int]]:
+    """Height and width of the files' images once they are turned upright; raises as `read` does."""
+    return set(_headers(folder, names).sizes)
+
+
+@dataclass(frozen=True)
+class _Headers:
+    """What the headers of files say: the first file of each height and width, and those of more than 8 bits."""
+
+    are_grey: bool
+    sizes: dict[tuple[int, int], str]
+    deep: list[str]
+
+
+def _headers(folder: Path, names: list[str]) -> _Headers:
+    damaged: dict[str, str] = {}
+    are_grey = True
+    sizes: dict[tuple[int, int], str] = {}
     deep = []
-    for path in files:
-        with _opened(path) as image:
-            grey = grey and image.mode in GREY_MODES
-            size = _upright_size(image)
-            if image.mode.startswith("I") or ";16" in _raw_mode(image):
-                deep.append(path)
-        first = first or size
-        if size != first and image_size is None:
-            raise DataError(
-                f"{files[0]} is {first[0]}x{first[1]} but {path} is {size[0]}x{size[1]}; "
-                "crop and resize all images to one size, for example with --image-size 64"
-            )
-    assert first is not None, "image_files() returns at least one file"
-    _check_bright(folder, files, deep)
-    width, height = first if image_size is None else (image_size, image_size)
-    images = ImageFiles(files, (len(files), 1 if grey else 3, height, width), image_size)
-    labels = _classes(folder, files)
-    return images if labels is None else Labelled(images, labels)
+    for name in names:
+        try:
+            with _opened(folder, name) as image:
+                are_grey = are_grey and image.mode in GREY_MODES
+                width, height = _upright_size(image)
+                sizes.setdefault((height, width), name)
+                if image.mode.startswith("I") or ";16" in _raw_mode(image):
+                    deep.append(name)
+        except DamagedFilesError as error:
+            damaged |= error.reasons
+    if damaged:
+        raise DamagedFilesError(folder, damaged)
+    return _Headers(are_grey, sizes, deep)
 
 
-def _classes(folder: Path, files: list[Path]) -> NDArray[np.int64] | None:
+def _classes(names: list[str]) -> NDArray[np.int64] | None:
     """The class of each file by its sub-folder, [N]; None if they are not all in two or more of them."""
-    classes = [path.relative_to(folder).parts[:-1][:1] for path in files]
-    names = sorted(set(classes))
-    if () in names or len(names) < 2:
+    folders = [name.split("/")[:-1][:1] for name in names]
+    classes = sorted({folder[0] for folder in folders if folder})
+    if [] in folders or len(classes) < 2:
         return None
-    return np.array([names.index(name) for name in classes], dtype=np.int64)
+    numbers = {name: number for number, name in enumerate(classes)}
+    return np.array([numbers[folder[0]] for folder in folders], dtype=np.int64)
 
 
-def _check_bright(folder: Path, files: list[Path], deep: list[Path]) -> None:
+def _check_bright(folder: Path, names: list[str], deep: list[str]) -> None:
     """Raise DataError for masks of 0 and 1, and for `deep` files whose pixels do not fill their 16 bits.
 
     One bright image is enough, so that as a rule only one is decoded.
     """
-    if deep and _brightest(deep, enough=16) < 16:
+    if deep and _brightest(folder, deep, enough=16) < 16:
         raise DataError(
             f"the 16-bit images in {folder} hold no value above 4095, and 65535 is white: multiply the values of all "
             "by 16 if their white is 4095, as in 12 bits, or by 257 if it is 255"
         )
-    if _brightest(files, enough=2) == 1:
+    if _brightest(folder, names, enough=2) == 1:
         raise DataError(
             f"all pixels of the images in {folder} are 0 or 1, and 255 is white: multiply all values by 255"
         )
 
 
-def _brightest(files: list[Path], enough: int) -> int:
-    """The largest of all values in 8 bits, alpha apart; what comes after a file that has `enough` is not looked at."""
+def _brightest(folder: Path, names: list[str], enough: int) -> int:
+    """The largest of all values in 8 bits, alpha apart; what comes after a file that has `enough` is not looked at.
+
+    Raises DamagedFilesError naming all that were met.
+    """
     brightest = 0
-    for path in files:
-        with _opened(path) as image:
-            brightest = max(brightest, int(np.asarray(_in_8_bits(image, path).convert("RGB")).max()))
+    damaged: dict[str, str] = {}
+    for name in names:
+        try:
+            with _opened(folder, name) as image:
+                pixels = np.asarray(_in_8_bits(image, folder / name).convert("RGB"))
+        except DamagedFilesError as error:
+            damaged |= error.reasons
+            continue
+        brightest = max(brightest, int(pixels.max()))
         if brightest >= enough:
             break
+    if damaged:
+        raise DamagedFilesError(folder, damaged)
     return brightest
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image file; whatever its decoder raises becomes a DataError that names the file."""
+def _opened(folder: Path, name: str) -> Iterator[Image.Image]:
+    """Open an image file; whatever its decoder raises becomes a DamagedFilesError that names the file.
+
+    What the system raises becomes a DataError: that the file cannot be read now does not say that it is damaged.
+    """
+    path = folder / name
     try:
         # Not by its name: Pillow maps such files, which mixes up the rows of an uncompressed TIFF that is turned.
         with path.open("rb") as file, Image.open(file) as image:
@@ -183,9 +252,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise
     # Decoders raise whatever damaged bytes lead them to: OSError, SyntaxError, ValueError, struct.error...
     except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            reason = getattr(error, "strerror", None) or "out of memory"
+            raise DataError(f"cannot read the image {path}: {reason}") from error
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "unknown format" if unknown else " ".join(str(error).split())
-        raise DataError(f"cannot decode the image {path} ({reason}); repair it or remove it") from error
+        reason = "unknown format" if unknown else " ".join(str(error).split()) or type(error).__name__
+        raise DamagedFilesError(folder, {name: reason}) from error
 
 
 def _raw_mode(image: Image.Image) -> str:

@@ -1,11 +1,18 @@
 """What every source hands to the cache: images that are decoded when they are indexed."""
 
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+
+from raygen.errors import DamagedFilesError, DamagedFilesWarning, named
+
+Result = TypeVar("Result")
 
 
 class Images(Protocol):
@@ -18,11 +25,12 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images with the class of each: `labels` is int64 [N], counted from 0."""
+class Described:
+    """Images with what is known of each: its class, `labels` int64 [N] from 0, and its name in the source."""
 
     images: Images
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | None = None
+    names: Sequence[str] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,3 +64,30 @@ class _Resized:
 def resized(images: Images, image_size: int | None) -> Images:
     """The same images as squares of `image_size` pixels; as they are if it is None."""
     return images if image_size is None else _Resized(images, image_size)
+
+
+def without_damaged(use: Callable[[Mapping[str, str]], Result]) -> tuple[Result, dict[str, str]]:
+    """What `use` returns once it leaves out the damaged files of a source, and these: it is told of all met so far.
+
+    They are given by their names, each with the reason why it cannot be decoded. Raises DamagedFilesError if `use`
+    does for one that it was told of.
+    """
+    damaged: dict[str, str] = {}
+    while True:
+        try:
+            return use(damaged), damaged
+        except DamagedFilesError as error:
+            if damaged.keys() & error.reasons.keys():
+                raise
+            damaged = dict(sorted({**damaged, **error.reasons}.items()))
+
+
+def warn_of_damaged(place: Path, damaged: Mapping[str, str], count: int) -> None:
+    """Warn in one line that names them that some of the `count` files in a folder are left out, if there are such."""
+    if damaged:
+        verb = "is" if len(damaged) == 1 else "are"
+        warnings.warn(
+            f"{len(damaged):,} of {count:,} images in {place} cannot be decoded and {verb} left out: {named(damaged)}",
+            DamagedFilesWarning,
+            stacklevel=3,
+        )

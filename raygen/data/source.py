@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class Source:
     """The images of a source: `read` opens them, `fingerprint` is a text that changes with their content.
 
+    `read_without` opens them without some damaged files, by their names, each with the reason; a source that has to be
+    whole has None.
     A set with an official test part has it in `test`, or says in `no_test` which of its files is missing.
     """
 
@@ -21,6 +23,7 @@ class Source:
     read: Callable[[], Images]
     test: Source | None = None
     no_test: str = ""
+    read_without: Callable[[Mapping[str, str]], Images] | None = None
 
     @property
     def has_official_test(self) -> bool:

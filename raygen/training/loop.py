@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 from raygen import augmentation, corruption, metrics, models
 from raygen.data import Dataset
-from raygen.errors import CheckpointError, NonFiniteLossError, NonFiniteObjectiveError, SpecError, UnhealthyError
+from raygen.errors import (
+    CheckpointError,
+    DataError,
+    NonFiniteLossError,
+    NonFiniteObjectiveError,
+    SpecError,
+    UnhealthyError,
+)
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Noise, Phase, derived_seed
 from raygen.optimizer_options import OptimizerOptions
 from raygen.spec import TrainSpec
@@ -265,7 +272,7 @@ def fit(
         checkpoint.begin_with(warm_weights, spec.warm_start.digest, model)
     training = Training(spec, model, steps=spec.training.epochs * batches.per_epoch, group=group)
     progress = checkpoint.restore(checkpoint_path, training.trained)
-    _check_same_start(progress.step, group)
+    _check_same_start(progress.step, dataset.digest, group)
     saver = _Saver(checkpoint_path, training.trained, progress, group=group, every_s=spec.training.checkpoint_every_s)
     held_out = held_out_images(dataset.validation.images, spec.evaluation, group.device)
     inputs = corruption.corrupted_for_judging(spec.data, held_out, spec.evaluation.seed)
@@ -389,13 +396,20 @@ def _check_finite(objective: str, value: float, group: Group) -> None:
         raise NonFiniteObjectiveError(objective)
 
 
-def _check_same_start(step: int, group: Group) -> None:
-    """Every process must have read the same checkpoint, or they would train different models together."""
-    total = torch.tensor([step], dtype=torch.float64, device=group.device)
+def _check_same_start(step: int, digest: str, group: Group) -> None:
+    """Every process must have read the same checkpoint and images, or they would train different models together."""
+    images = int(digest[:8] or "0", base=16)
+    total = torch.tensor([step, images], dtype=torch.float64, device=group.device)
     group.sum([total])
-    if total.item() != step * group.world_size:
+    steps, all_images = total.tolist()
+    if steps != step * group.world_size:
         raise CheckpointError(
             "the processes of this training found different checkpoints: is --storage shared by all nodes?"
+        )
+    if all_images != images * group.world_size:
+        raise DataError(
+            "the processes of this training read different images: are the same files on all nodes, and the same "
+            "version of Pillow?"
         )
 
 

@@ -9,10 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from raygen import data, metrics, results
-from raygen.data import Dataset
 from raygen.models._base import Model
 from raygen.plan import Plan
-from raygen.runs import Run, Trial
+from raygen.runs import Run
 from raygen.spec import TrainSpec
 from raygen.training import drawing
 from raygen.training.loop import fit
@@ -33,6 +32,25 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 """Family and settings of each run, by its name."""
 
 
+def finish(storage: Path, name: str, spec: TrainSpec) -> None:
+    """Train a run of one trial to its end."""
+    direction = metrics.find(spec.evaluation.objective).direction
+    run = Run.create(storage, "train", spec, PLAN, direction, name=name)
+    trial = run.new_trial(1, {}, spec)
+    dataset = data.load(spec.data)
+
+    def draw(epoch: int, model: Model) -> None:
+        trial.record_picture(
+            epoch, drawing.picture(model, dataset.validation.images, spec), keeps=spec.evaluation.keeps_picture
+        )
+
+    for epoch in fit(spec, dataset, trial.checkpoint, on_judged=draw):
+        trial.record_epoch(epoch)
+    trial.set_status("finished")
+    run.set_status("finished")
+    results.collect_best(run)
+
+
 @pytest.fixture(scope="session")
 def trained_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with finished runs, and one that has not begun; only cards are written into it."""
@@ -49,21 +67,7 @@ def trained_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 **settings,
             },
         )
-        direction = metrics.find(spec.evaluation.objective).direction
-        run = Run.create(storage, "train", spec, PLAN, direction, name=name)
-        trial = run.new_trial(1, {}, spec)
-        dataset = data.load(spec.data)
-
-        def draw(epoch: int, model: Model, trial: Trial = trial, dataset: Dataset = dataset) -> None:
-            spec = trial.spec()
-            picture = drawing.picture(model, dataset.validation.images, spec.data)
-            trial.record_picture(epoch, picture, keeps=spec.evaluation.keeps_picture)
-
-        for epoch in fit(spec, dataset, trial.checkpoint, on_judged=draw):
-            trial.record_epoch(epoch)
-        trial.set_status("finished")
-        run.set_status("finished")
-        results.collect_best(run)
+        finish(storage, name, spec)
     Run.create(storage, "train", TrainSpec.create("ae", {}), PLAN, "min", name="untrained")
     return storage
 

@@ -97,11 +97,31 @@ def test_images_of_a_lower_resolution_are_enlarged(trained: CliRunner, clean: Te
         assert pixels(f"from-small/{name}").shape == (8, 8)
 
 
+def test_each_of_two_formats_is_restored_and_compared_with_its_own(
+    trained: CliRunner, clean: Tensor, damaged: Tensor
+) -> None:
+    names = ["a.bmp", "a.png", "b.bmp"]
+    write("damaged", damaged[:3], names)
+    write("originals", clean[:3], [*names[:2], "b.png"])
+    write("first", damaged[:1], ["a.bmp"])
+    result = run(trained, "restore noisy --data damaged -o restored --clean originals")
+    run(trained, "restore noisy --data first -o alone")
+    assert sorted(os.listdir("restored")) == ["a.bmp.png", "a.png", "b.png"]
+    assert torch.equal(pixels("restored/a.bmp.png"), pixels("alone/a.png"))
+    seen = torch.stack([pixels(f"damaged/{name}") for name in names])[:, None]
+    errors = (seen - clean[:3]).square().flatten(1).mean(dim=1)
+    told = float(result.stdout.splitlines()[0].split("PSNR")[1].split()[0])
+    assert told == pytest.approx(-10 * errors.log10().mean().item(), abs=0.03)
+
+
 def test_what_cannot_be_restored_is_refused_and_leaves_nothing(trained: CliRunner, damaged: Tensor) -> None:
     names = ["a.png", "b.png"]
     write("damaged", damaged[:2], names)
     write("full", damaged[:1], ["a.png"])
     write("two", damaged[:2], ["a.png", "a.bmp"])
+    write("single", damaged[:1], ["a.tiff"])
+    Path("broken").mkdir()
+    Path("broken/a.png").touch()
     write("large", damaged[:2, :, :7], names)
     write("others", damaged[:2], ["a.png", "c.png"])
     Path("none").mkdir()
@@ -112,7 +132,8 @@ def test_what_cannot_be_restored_is_refused_and_leaves_nothing(trained: CliRunne
         "ae --data damaged -o out": "trained on clean images, and restores none",
         "noisy --data nowhere -o out": "nowhere is no folder of images",
         "noisy --data none -o out": "holds no images",
-        "noisy --data two -o out": "would both be restored as a.png",
+        "noisy --data single -o out --clean two": "two holds several clean images of the name a",
+        "noisy --data broken -o out": "cannot decode the image broken/a.png (unknown format); repair it or remove it",
         "noisy --data large -o out": "holds grey images of 7×8 pixels, the model restores images of 8×8 with 1 ch",
         "noisy --data damaged -o out --clean others": "holds no clean image of the name b",
     }.items():

@@ -10,8 +10,11 @@ import numpy as np
 import platformdirs
 import pytest
 import torch
+from PIL import Image
 
 from raygen.data import DataOptions, cache, load
+from raygen.data.folder import ImageFiles
+from raygen.errors import DamagedFilesError, DataError
 
 Refusal = Callable[..., str]
 
@@ -193,3 +196,30 @@ def test_truncated_labels_are_read_again(tmp_path: Path, keep_bytes: int) -> Non
 def test_images_without_labels_have_none(tmp_path: Path) -> None:
     dataset = load(save_noise(tmp_path / "noise.npy"))
     assert (dataset.train.labels, dataset.validation.labels) == (None, None)
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 5, 29])
+def test_truncated_names_are_read_again(tmp_path: Path, keep_bytes: int) -> None:
+    for number in range(6):
+        Image.new("L", (8, 8), 255).save(tmp_path / f"{number}.png")
+    options = DataOptions(source=str(tmp_path))
+    load(options)
+    [file] = [file for file in decoded_files() if file.suffix == ".names"]
+    file.write_bytes(file.read_bytes()[:keep_bytes])
+    names = load(options).names
+    assert names is not None
+    assert names.at([5, 0]) == ["5.png", "0.png"]
+    file.unlink()
+    with pytest.raises(DataError, match="cannot read the names of images"):
+        names.at([0])
+
+
+def test_a_source_that_has_to_be_whole_is_refused(tmp_path: Path) -> None:
+    for number in range(6):
+        Image.new("L", (8, 8), 255).save(tmp_path / f"{number}.png")
+    for damaged in (2, 4):
+        (tmp_path / f"{damaged}.png").write_bytes(b"")
+    images = ImageFiles(tmp_path, [f"{number}.png" for number in range(6)], (6, 1, 8, 8), None)
+    with pytest.raises(DamagedFilesError, match=r"cannot decode 2 images in .*: 2.png .*, 4.png .*; repair or remove"):
+        cache.decode_once("strict", "", lambda damaged: images, leaves_out=False)
+    assert decoded_files() == []

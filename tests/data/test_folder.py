@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from raygen.data import DataOptions, Dataset, load
-from raygen.data.folder import image_files
+from raygen.data import DataOptions, Dataset, cache, load, source_positions
+from raygen.data.folder import ImageFiles, image_files
+from raygen.errors import DamagedFilesError, DamagedFilesWarning, DataError
 
 Refusal = Callable[..., str]
 
@@ -33,7 +34,9 @@ def values(dataset: Dataset) -> list[int]:
 
 def test_class_folders_are_read_in_sorted_order_and_hidden_files_are_not(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
-    expected = [save(folder / name) for name in ("a/1.png", "a/2.JPG", "b/deep/1.webp", "c.bmp")]
+    expected = ["a/1.png", "a/2.JPG", "b/deep/1.webp", "c.bmp"]
+    for name in expected:
+        save(folder / name)
     save(folder / ".hidden.png")
     save(folder / ".trash/1.png")
     (folder / "labels.csv").write_text("1,cat")
@@ -351,17 +354,80 @@ def test_differing_sizes(tmp_path: Path, refusal: Refusal) -> None:
         ("bad.png", lambda content: b""),
     ],
 )
-def test_a_corrupt_image(
-    tmp_path: Path, refusal: Refusal, name: str, damage: Callable[[bytes], bytes], image_size: int | None
+def test_a_corrupt_image_is_left_out_and_named(
+    tmp_path: Path, name: str, damage: Callable[[bytes], bytes], image_size: int | None
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
-    noise = Image.fromarray(np.random.RandomState(0).randint(256, size=(32, 32, 3)).astype(np.uint8))
-    for good in ("1.png", "2.png", name):
-        noise.save(folder / good)
+    random = np.random.RandomState(0)
+    for good in ("1.png", "2.png", "3.png", name):
+        Image.fromarray(random.randint(256, size=(32, 32, 3)).astype(np.uint8)).save(folder / good)
     (folder / name).write_bytes(damage((folder / name).read_bytes()))
-    assert str(folder / name) in refusal(folder, image_size=image_size)
-    assert list((tmp_path / "cache" / "decoded").glob("*.npy")) == []
+    line = rf"^1 of 4 images in {folder} cannot be decoded and is left out: {name} \([^()]+(\(.+\))?\)$"
+    with pytest.warns(DamagedFilesWarning, match=line):
+        dataset = load_folder(folder, image_size)
+    with pytest.warns(DamagedFilesWarning, match=line):  # from the cache too
+        assert load_folder(folder, image_size).damaged == dataset.damaged
+    assert list(dataset.damaged) == [name]
+    assert names_of(dataset) == ["1.png", "2.png", "3.png"]
+    (folder / name).unlink()
+    without = load_folder(folder, image_size)
+    assert without.digest == dataset.digest, "the images are those of the folder without it"
+    assert torch.equal(without.train.images, dataset.train.images)
+
+
+def test_all_corrupt_images_are_named_at_once(
+    tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "CHUNK_BYTES", 3 * 3 * 32 * 32)
+    folder = tmp_path / "photos"
+    noise = np.random.RandomState(0).randint(256, size=(32, 32, 3)).astype(np.uint8)
+    for number in range(15):
+        path = save(folder / f"{number:02}.png")
+        Image.fromarray(noise).save(path)
+        if number < 12:  # some are seen by their headers, others when their pixels are decoded
+            path.write_bytes(path.read_bytes()[: 500 * (number % 2)])
+    with pytest.warns(DamagedFilesWarning) as caught:
+        dataset = load_folder(folder)
+    assert list(dataset.damaged) == [f"{number:02}.png" for number in range(12)]
+    [line] = [str(each.message) for each in caught]
+    assert line.startswith(
+        f"12 of 15 images in {folder} cannot be decoded and are left out: 00.png (unknown format), "
+    )
+    assert line.endswith("and 2 more")
+    for number in (12, 13):
+        (folder / f"{number}.png").unlink()
+    line = refusal(folder)
+    assert f"{folder}: 3 images are needed" in line
+    assert "not 1; 12 cannot be decoded: 00.png (unknown format)" in line
+    (folder / "14.png").unlink()
+    assert f"cannot decode 12 images in {folder}: 00.png" in refusal(folder)
+
+
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path: Path) -> None:
+    """Which images there are must not depend on a disk that does not answer for a moment."""
+    images = ImageFiles(tmp_path, ["gone.png"], (1, 3, 8, 8), None)
+    with pytest.raises(DataError, match=r"cannot read the image .*gone.png: No such file") as caught:
+        images[np.array([0])]
+    assert not isinstance(caught.value, DamagedFilesError)
+
+
+def test_images_have_the_names_of_their_files(tmp_path: Path) -> None:
+    names = ["a b/1.png", "a/1.jpg", "a/1.png", "é.png", "line\nbreak.png", os.fsdecode(b"latin\xe9.png"), "[x].PNG"]
+    for value, name in enumerate(names):
+        save(tmp_path / "photos" / name, (value, value, value))
+    dataset = load_folder(tmp_path / "photos")
+    assert names_of(dataset) == sorted(names, key=lambda name: Path(name))
+    parts = torch.cat([dataset.train.images, dataset.validation.images])
+    positions = source_positions(dataset).tolist()
+    assert dataset.names is not None
+    assert dataset.names.at(positions) == [names[round(value)] for value in parts[:, 0, 0, 0].tolist()]
+
+
+def names_of(dataset: Dataset) -> list[str]:
+    assert dataset.names is not None
+    count = len(dataset.train.images) + len(dataset.validation.images)
+    return dataset.names.at(range(count))
 
 
 def test_no_images(tmp_path: Path, refusal: Refusal) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raygen import data
-from raygen.errors import NonFiniteLossError, UnhealthyError
+from raygen.errors import DataError, NonFiniteLossError, UnhealthyError
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.distributed import ALONE, CPU, Group
@@ -97,6 +98,12 @@ def train_all(group: Group, folder: Path) -> None:
         assert judged == [1] * (group.rank == 0), "a picture is drawn by one process alone"
         if group.rank == 0:
             (own / "metrics.json").write_text(json.dumps(epoch.metrics))
+    if group.world_size > 1:
+        others = replace(digits, digest="0" * 16) if group.rank == 0 else digits
+        try:
+            list(fit(spec_of("ae"), others, folder / "other-images", group=group))
+        except DataError as error:
+            (folder / f"images-{group.rank}").write_text(str(error))
     diverging = spec_of("vae", **{"optimizer.lr": 1e10, "optimizer.clip_norm": None})
     try:
         list(fit(diverging, digits, folder / "diverging", group=group))
@@ -185,6 +192,13 @@ def test_all_processes_learn_of_a_loss_that_is_not_finite(world_size: int, folde
     messages = {path.read_text() for path in folders[world_size].glob("error-*")}
     assert len(list(folders[world_size].glob("error-*"))) == world_size
     assert messages == {(folders[1] / "error-0").read_text()}
+
+
+@every_size
+def test_processes_that_read_different_images_do_not_train(world_size: int, folders: dict[int, Path]) -> None:
+    found = [path.read_text() for path in folders[world_size].glob("images-*")]
+    assert len(found) == world_size
+    assert all("read different images: are the same files on all nodes" in line for line in found)
 
 
 @every_size
