@@ -224,7 +224,8 @@ def test_the_best_is_tested_once_beside_the_defaults(storage: Path, digits: Data
     assert (tested["best"]["trial"], tested["best"]["value"]) == (best["trial"], pytest.approx(values["val_elbo"]))
     assert tested["defaults"]["trial"] == 1
     assert tested["defaults"]["value"] < tested["best"]["value"], "the defaults learned too little in two epochs"
-    assert best["data"] == {"name": "digits", "digest": digits.digest, "train": 1437, "validation": 180, "test": 180}
+    counts = {"train": 1437, "validation": 180, "test": 180}
+    assert best["data"] == {"name": "digits", "digest": digits.digest, **counts, "left_out": {}}
     line = next(line for line in printed(run).splitlines() if line.strip().startswith("test "))
     assert f"test_elbo {values['val_elbo']:.5g} on 180 test images" in line
     assert (
