@@ -218,6 +218,8 @@ def _suitable(trained: TrainedModel, dataset: Dataset, normal_class: int | None,
         left_out["val_anomaly_auroc"] = "--normal-class 0 has it"
     if dataset.name != modes.SOURCE:
         left_out["val_modes"] = f"it is for {modes.SOURCE}"
+    if not evaluation.has_classes(trained, dataset):
+        left_out |= dict.fromkeys(("val_class_kl", "val_linear_probe"), "it needs labels of two classes or more")
     if is_samples is None:
         left_out[LIKELIHOOD] = f"it takes minutes; --is-samples {IS_SAMPLES} has it"
     suitable = evaluation.suitable_metrics(trained)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ from torch import Tensor
 from raygen import corruption, files, metrics, spread
 from raygen.data import Dataset, Part, Split
 from raygen.errors import SpecError
-from raygen.metrics import Direction, Evidence, HeldOut, Measurement, Metric, _classifier, _features, _inception
+from raygen.metrics import (
+    Baseline,
+    Direction,
+    Evidence,
+    HeldOut,
+    Measurement,
+    Metric,
+    _classifier,
+    _features,
+    _inception,
+)
 from raygen.metrics._features import FeatureNetwork
 from raygen.models._base import Model, Sampler
 from raygen.results import TrainedModel, check_shape, held_out_part
@@ -53,8 +64,9 @@ class Value(BaseModel, frozen=True, extra="forbid"):
     """One metric's value on so many `images`; null if it is not finite.
 
     Of a metric that compares samples with images, `samples` were drawn from `prior` and compared with `images` of the
-    part `reference` over `network`; these are null if it compares none. Such a metric's `real_against_real` is its
-    value for `real_samples` other real images in the place of samples: what a perfect model would reach.
+    part `reference`, over `network` if it compares features; these are null if it compares none. Such a metric's
+    `real_against_real` is its value for `real_samples` other real images in the place of samples: what a perfect model
+    would reach. `baseline` is what a simpler method of the model's size reaches, if one is fitted.
     """
 
     value: float | None
@@ -69,6 +81,7 @@ class Value(BaseModel, frozen=True, extra="forbid"):
     network_facts: dict[str, Any] | None = None
     real_against_real: float | None = None
     real_samples: int | None = None
+    baseline: Baseline | None = None
     details: dict[str, Any]
 
 
@@ -115,6 +128,11 @@ def suitable_metrics(trained: TrainedModel) -> list[str]:
     """The names of all metrics that this model can be judged by."""
     every = (metrics.find(name) for name in metrics.names())
     return [metric.name for metric in every if _judged(metric, trained) is not None]
+
+
+def has_classes(trained: TrainedModel, dataset: Dataset) -> bool:
+    """Whether the images that the model was trained on have labels of two classes or more, as some metrics need."""
+    return trained.spec.data.normal_class is None and _classifier.has_classes(dataset)
 
 
 def evaluate(trained: TrainedModel, dataset: Dataset, names: Sequence[str], protocol: Protocol) -> EvaluationCard:
@@ -197,11 +215,12 @@ class Judge:
         clean = images.to(device=device, dtype=torch.float32).div_(255)
         return Evidence(
             images=clean,
-            corrupted=corruption.corrupted_for_judging(trained.spec.data, clean, protocol.seed),
+            corrupt=partial(corruption.corrupted_for_judging, trained.spec.data),
             seed=protocol.seed,
-            source=dataset.name,
+            dataset=dataset,
             labels=None if part.labels is None or dataset is not self.dataset else part.labels[: protocol.images],
             normal_class=_normal_class(trained, protocol.normal_class),
+            samples=len(images) if protocol.samples is None else protocol.samples,
             is_samples=protocol.is_samples,
         )
 
@@ -211,15 +230,20 @@ class Judge:
         if metric.measure is not None:
             measured = metric.measure(model, evidence)
         else:
-            value = metric.value(model, evidence.images, evidence.seed, evidence.corrupted)
-            measured = Measurement(value=value)
+            measured = Measurement(value=metric.value(model, evidence.images, evidence.seed, evidence.inputs))
+        against = measured.against_training
         return Value(
             value=_finite(measured.value),
             direction=metric.direction,
             split=self.protocol.split,
-            images=len(evidence.images),
+            images=len(evidence.images) if against is None else against.train_images,
             seed=evidence.seed,
+            reference=None if against is None else "train",
+            samples=None if against is None else against.samples,
             prior=trained.prior.name if metric.requires is Sampler and trained.prior else None,
+            real_against_real=None if against is None else _finite(against.real),
+            real_samples=None if against is None else against.real_samples,
+            baseline=measured.baseline,
             details=dict(measured.details),
         )
 
