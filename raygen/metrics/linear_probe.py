@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raygen.errors import DataError
-from raygen.metrics import FITTED_IMAGES, Evidence, Measurement, _classifier, _pca
+from raygen.metrics import Evidence, Measurement, _classifier, _pca
 from raygen.models._base import Model, Reconstructor
 
 DIRECTION = "max"
@@ -55,7 +55,7 @@ def accuracy(encoder: Reconstructor, evidence: Evidence) -> float:
     with warnings.catch_warnings():
         # A probe that could still improve a little after so many steps is one all the same.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        probe.fit(seen.numpy(), labels[:FITTED_IMAGES].numpy())
+        probe.fit(seen.numpy(), labels[: len(seen)].numpy())
     return float(probe.score(held_out.numpy(), evidence.labels.numpy()))
 
 
