@@ -7,24 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli import cards, console, inspection, options
-from raygen import api, files
+from cli import cards, console, options
+from raygen import files
+from raygen.api import judging
+from raygen.api.loading import find_checkpoint, load
 from raygen.errors import SpecError
-from raygen.metrics import PREFIX, reported, short
+from raygen.metrics import short
+from raygen.protocol import IS_SAMPLES, Protocol
 
 if TYPE_CHECKING:
-    from raygen.comparison import Compared
-    from raygen.data import Dataset
-    from raygen.results import TrainedModel
-    from raygen.spread import Difference
+    from raygen.comparison import Comparison
     from raygen.training_curves import Against
 
-IS_SAMPLES = 5000
-LIKELIHOOD = "val_is_log_likelihood"
+RANKING_METRICS = ",".join(judging.RANKING_METRICS)
 
 ImportanceSamples = Annotated[
     int | None,
-    typer.Option(help=f"Importance samples for each image, of {LIKELIHOOD}.", show_default=str(IS_SAMPLES)),
+    typer.Option(help="Importance samples for each image, of val_is_log_likelihood.", show_default=str(IS_SAMPLES)),
 ]
 NormalClass = Annotated[
     int | None,
@@ -71,40 +70,42 @@ def evaluate(
 
     `--split test --samples 50000 --reference train` follows the protocol of published Fréchet distances.
     """
-    place = api.find_checkpoint(model, storage=storage)
+    place = find_checkpoint(model, storage=storage)
     folder = place if place.is_dir() else place.parent
     from raygen import evaluation
 
     files.check_writable(folder / evaluation.CARD)
-    trained = inspection.with_prior(api.load(place), prior, components)
-    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size, all_classes=True)
-    card = evaluation.evaluate(
-        trained,
-        dataset,
-        _names(metrics) or _suitable(trained, dataset, normal_class, is_samples),
-        evaluation.Protocol(
+    card = judging.evaluate(
+        load(place, prior=prior, components=components),
+        Protocol(
             split=split,
             images=images,
             samples=samples,
             reference=reference,
             network=network,
             seed=seed,
-            is_samples=IS_SAMPLES if is_samples is None else is_samples,
+            is_samples=is_samples,
             normal_class=normal_class,
             fid_weights=fid_weights,
         ),
+        metrics=_names(metrics) or None,
+        data=data,
+        data_root=data_root,
+        image_size=image_size,
     )
     path = card.write(folder)
     if output == "json":
         console.show_json(card.model_dump(mode="json"))
         return
+    if card.left_out:
+        console.say(f"left out: {'; '.join(f'{name} ({reason})' for name, reason in card.left_out.items())}")
     console.show(cards.card_table(card))
     console.say(f"{cards.card_subject(card)}; card in {path}")
 
 
 def compare(
     models: options.ModelPlaces,
-    metrics: options.RankingMetrics = "frechet,precision,recall,coverage,ssim",
+    metrics: options.RankingMetrics = RANKING_METRICS,
     network: options.Network = "random",
     split: options.JudgedSplit = "validation",
     images: options.JudgedImages = None,
@@ -124,28 +125,16 @@ def compare(
 
     With --prior gmm a model that has no prior of its own is sampled from a mixture.
     """
-    if len(set(models)) < 2:
-        raise SpecError("compare takes two different runs or more; `raygen evaluate` judges one")
+    names = _names(metrics)
+    judging.check_comparison(models, names)
     if picture is not None:
         files.check_writable(picture)
-    names = _names(metrics)
-    if not names:
-        raise SpecError("--metrics: name at least one, such as --metrics frechet")
     if curves is not None:
         _compare_curves(models, names, against or "epoch", curves, storage, output)
         return
     if against is not None:
         raise SpecError("--against is what curves are drawn against; give --curves FILE.png too")
-    loaded = {name: api.load(name, storage=storage) for name in dict.fromkeys(models)}
-    from raygen import comparison, evaluation, pictures
-
-    comparison.check_data(loaded)
-    candidates = {
-        name: trained if trained.prior else inspection.with_prior(trained, prior, components)
-        for name, trained in loaded.items()
-    }
-    dataset = api.load_images(next(iter(loaded.values())), all_classes=True)
-    protocol = evaluation.Protocol(
+    protocol = Protocol(
         split=split,
         images=images,
         samples=samples,
@@ -154,11 +143,13 @@ def compare(
         seed=seed,
         fid_weights=fid_weights,
     )
-    ranked = comparison.compare(candidates, dataset, names, protocol)
-    reported_names = [reported(name, split) for name in names]
-    _show(ranked, reported_names, comparison.differences(ranked, reported_names[0], protocol), output)
+    comparison = judging.compare(models, protocol, metrics=names, prior=prior, components=components, storage=storage)
+    _show(comparison, output)
     if picture is not None:
-        pictures.save(comparison.picture(ranked, seed), picture)
+        from raygen import pictures
+        from raygen.comparison import draw
+
+        pictures.save(draw(comparison.ranked, seed), picture)
         console.say(f"a row of samples of each in {picture}")
 
 
@@ -175,7 +166,7 @@ def _compare_curves(
     from raygen.runs import Run, default_storage
 
     found = training_curves.groups([Run.open(name, storage or default_storage()) for name in dict.fromkeys(models)])
-    known = training_curves.known_metrics(found, names)
+    known = training_curves.known_metrics(found, judging.full_names(names))
     level = training_curves.level(found, known[0])
     rows = training_curves.stability(found, known[0], against, level)
     curves_plot.save(found, known, against, path)
@@ -187,43 +178,19 @@ def _compare_curves(
     console.say(f"what epochs showed, not judged anew; curves of {', '.join(map(short, known))} in {path}")
 
 
-def _show(ranked: list[Compared], names: list[str], differences: list[Difference], output: options.Output) -> None:
+def _show(comparison: Comparison, output: options.Output) -> None:
     if output == "json":
-        ranking = [each.as_json() for each in ranked]
-        console.show_json(
-            {"metrics": names, "ranking": ranking, "differences": [each.as_json() for each in differences]}
-        )
+        console.show_json(comparison.as_json())
         return
-    console.show(cards.comparison_table(ranked, names))
-    console.say(cards.circumstances(ranked))
-    for place, each in enumerate(differences):
+    console.show(cards.comparison_table(comparison.ranked, comparison.metrics))
+    console.say(cards.circumstances(comparison.ranked))
+    for place, each in enumerate(comparison.differences):
         # Between the first two it decides what to take; of the others only what the order does not show is said.
         if place == 0 or each.is_within:
             console.say(cards.difference(each))
 
 
 def _names(metrics: str | None) -> list[str]:
-    """The metrics of `--metrics frechet,val_ssim`, by their full names; none where it was not given."""
+    """The metrics of `--metrics frechet,val_ssim`; none if it was not given."""
     names = (metrics or "").replace(" ", "").split(",")
-    return [PREFIX + name.removeprefix(PREFIX) for name in names if name]
-
-
-def _suitable(trained: TrainedModel, dataset: Dataset, normal_class: int | None, is_samples: int | None) -> list[str]:
-    """All metrics that suit the model and the data; what is left out is said, with what would have it in."""
-    from raygen import evaluation
-    from raygen.metrics import modes
-
-    left_out = {}
-    if normal_class is None and trained.spec.data.normal_class is None:
-        left_out["val_anomaly_auroc"] = "--normal-class 0 has it"
-    if dataset.name != modes.SOURCE:
-        left_out["val_modes"] = f"it is for {modes.SOURCE}"
-    if not evaluation.has_classes(trained, dataset):
-        left_out |= dict.fromkeys(("val_class_kl", "val_linear_probe"), "it needs labels of two classes or more")
-    if is_samples is None:
-        left_out[LIKELIHOOD] = f"it takes minutes; --is-samples {IS_SAMPLES} has it"
-    suitable = evaluation.suitable_metrics(trained)
-    reasons = "; ".join(f"{name} ({reason})" for name, reason in left_out.items() if name in suitable)
-    if reasons:
-        console.say(f"left out: {reasons}")
-    return [name for name in suitable if name not in left_out]
+    return [name for name in names if name]

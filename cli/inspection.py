@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli import console, options
-from raygen import api, files
-from raygen.errors import SpecError
+from raygen import files
+from raygen.api import looking
+from raygen.api.loading import load, select_images
 
 if TYPE_CHECKING:
-    from raygen.inspection import Selection
     from raygen.latents import Sizes
     from raygen.results import TrainedModel
 
@@ -65,7 +65,7 @@ SplitOption = Annotated[
 
 def sample(
     model: options.ModelPlace,
-    count: Samples = 64,
+    count: Samples = looking.SAMPLES,
     output: ImageOutput = Path("samples.png"),
     seed: Seed = 0,
     prior: options.Prior = None,
@@ -76,18 +76,18 @@ def sample(
 
     An array and a folder are read by `--data`.
     """
-    from raygen import image_files, results
+    from raygen import image_files
 
     image_files.check(output, count)
-    trained = with_prior(api.load(model, storage=storage), prior, components)
-    image_files.write(output, results.samples(trained, count, seed), (count, *trained.model.shape))
+    trained = load(model, prior=prior, components=components, storage=storage)
+    image_files.write(output, trained.samples(count, seed=seed), (count, *trained.model.shape))
     source = f" (prior: {trained.prior.name})" if trained.fitted and trained.prior else ""
     console.say(f"{count} samples of {_about(trained)}{source} in {output}")
 
 
 def reconstruct(
     model: options.ModelPlace,
-    count: Images = 32,
+    count: Images = looking.RECONSTRUCTIONS,
     columns: Columns = 16,
     output: Picture = Path("reconstructions.png"),
     data: options.OtherData = None,
@@ -97,16 +97,12 @@ def reconstruct(
 ) -> None:
     """Draw validation images above what the model makes of them, as one PNG."""
     files.check_writable(output)
-    trained = api.load(model, storage=storage)
-    from raygen import inspection, pictures
+    trained = load(model, storage=storage)
+    from raygen import pictures
 
-    inspection.require_encoder(trained)
-    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size)
-    images, rebuilt = inspection.reconstruct(trained, dataset.validation.images[:count])
+    images, rebuilt, name = looking.reconstruct(trained, count, data=data, data_root=data_root, image_size=image_size)
     pictures.save(pictures.pairs(images, rebuilt, min(columns, len(images))), output)
-    console.say(
-        f"{len(images)} validation images of {dataset.name} above reconstructions by {_about(trained)} in {output}"
-    )
+    console.say(f"{len(images)} validation images of {name} above reconstructions by {_about(trained)} in {output}")
 
 
 def restore(
@@ -118,38 +114,30 @@ def restore(
 ) -> None:
     """Write what a model trained with data.corruption makes of damaged images, as PNG files of the same names."""
     files.check_folder_writable(output)
-    trained = api.load(model, storage=storage)
-    from raygen import restoration
-
-    restoration.check(trained)
-    names, damaged = restoration.read(trained, data)
-    targets = restoration.targets(names)
-    originals = None if clean is None else restoration.read_clean(trained, clean, names)
-    restored = restoration.restore(trained, damaged)
-    restoration.write(output, targets, restored)
-    if originals is not None:
-        for each in restoration.compare(trained.spec.data, originals, damaged, restored):
-            console.show(f"{each.name:10} PSNR {each.psnr_db:.2f} dB  SSIM {each.ssim:.3f}")
-    console.say(f"{len(names)} images restored by {_about(trained)} in {output}")
+    trained = load(model, storage=storage)
+    restored = looking.restore(trained, data, clean=clean)
+    restored.write(output)
+    for each in restored.qualities:
+        console.show(f"{each.name:10} PSNR {each.psnr_db:.2f} dB  SSIM {each.ssim:.3f}")
+    console.say(f"{len(restored.names)} images restored by {_about(trained)} in {output}")
 
 
 def interpolate(
     model: options.ModelPlace,
-    steps: Steps = 10,
-    rows: Rows = 8,
+    steps: Steps = looking.STEPS,
+    rows: Rows = looking.ROWS,
     output: Picture = Path("interpolation.png"),
     seed: Seed = 0,
     storage: options.Storage = None,
 ) -> None:
     """Draw rows that lead from sample to sample, or from image to image for a model without a prior, as one PNG."""
     files.check_writable(output)
-    trained = api.load(model, storage=storage)
-    from raygen import inspection, pictures
+    trained = load(model, storage=storage)
+    from raygen import pictures
 
-    between = api.load_images(trained).validation.images if trained.prior is None else None
-    images = inspection.interpolate(trained, between, steps, rows, seed)
-    pictures.save(pictures.grid(images, columns=steps), output)
-    ends = "samples, on great circles" if between is None else "encodings of validation images, in straight lines"
+    images = looking.interpolate(trained, rows=rows, steps=steps, seed=seed)
+    pictures.save(pictures.grid(images.flatten(0, 1), columns=steps), output)
+    ends = "samples, on great circles" if trained.prior else "encodings of validation images, in straight lines"
     console.say(f"{rows} rows between {ends}, of {_about(trained)} in {output}")
 
 
@@ -164,14 +152,13 @@ def encode(
 ) -> None:
     """Write the latents of images, with their labels where there are any, as NPZ, and say what decoding them loses."""
     files.check_writable(output)
-    trained = api.load(model, storage=storage)
-    from raygen import inspection, latents
+    trained = load(model, storage=storage)
+    from raygen import latents
 
-    inspection.require_encoder(trained)
-    name, chosen = _chosen(trained, split, data, data_root, image_size)
-    latents.save(trained, chosen, output)
-    shape = [len(chosen.images), trained.model.latent_dim]
-    console.say(f"latents {shape} of {name} by {_about(trained)} in {output}; {latents.ORDER}")
+    encoded = looking.encode(trained, split=split, data=data, data_root=data_root, image_size=image_size)
+    encoded.save(output)
+    shape, chosen = list(encoded.values.shape), encoded.chosen
+    console.say(f"latents {shape} of {chosen.source} by {_about(trained)} in {output}; {latents.ORDER}")
     console.say(_about_sizes(latents.sizes(trained, len(chosen.images))))
     found = latents.round_trip(trained, chosen)
     console.say(
@@ -192,10 +179,11 @@ def decode(
     from raygen import image_files, latents
 
     image_files.check(output, 0)
-    trained = api.load(model, storage=storage)
-    count = latents.decode(trained, source, output)
-    console.say(f"{count} images decoded by {_about(trained)} in {output}")
-    console.say(_about_sizes(latents.sizes(trained, count)))
+    trained = load(model, storage=storage)
+    values, labels = latents.read(trained, source)
+    image_files.write(output, latents.decode(trained, values), (len(values), *trained.model.shape), labels)
+    console.say(f"{len(values)} images decoded by {_about(trained)} in {output}")
+    console.say(_about_sizes(latents.sizes(trained, len(values))))
 
 
 def draw_map(
@@ -212,15 +200,15 @@ def draw_map(
 ) -> None:
     """Draw the latents of images in the plane, coloured by class where there are labels, as one PNG."""
     files.check_writable(output)
-    trained = api.load(model, storage=storage)
+    trained = load(model, storage=storage)
     from raygen import inspection, latent_map
 
     latent_map.check(trained, method, decoded=decoded)
-    name, chosen = _chosen(trained, split, data, data_root, image_size)
+    chosen = select_images(trained, split, data=data, data_root=data_root, image_size=image_size)
     drawn = inspection.some(chosen, images)
     plane = latent_map.project(inspection.encode(trained, drawn.images), method)
     sheet = latent_map.decode(trained, plane) if decoded else None
-    title = f"latents of {len(drawn.images)} images of {name}"
+    title = f"latents of {len(drawn.images)} images of {drawn.source}"
     latent_map.save(plane, drawn.labels, sheet, title, output)
     console.say(f"{title} by {_about(trained)} in {output}: {plane.origin}")
 
@@ -240,57 +228,32 @@ def score(
     """Write how strange each image is to the model, as CSV: its negative ELBO, or its reconstruction error."""
     for path in (output, picture) if picture else (output,):
         files.check_writable(path)
-    trained = api.load(model, storage=storage)
-    from raygen import anomaly, inspection, pictures
+    trained = load(model, storage=storage)
+    from raygen import anomaly, pictures
 
-    inspection.require_encoder(trained)
-    source, chosen = _chosen(trained, split, data, data_root, image_size)
-    name, scores = inspection.score(trained, chosen.images, seed)
-    limit = None
-    if false_alarms is not None:
-        limit = anomaly.calibrate(trained, api.load_images(trained, root=data_root), false_alarms, seed)
-    anomaly.save(chosen, name, scores, limit, output)
-    console.say(f"{name} of {len(scores)} images of {source} by {_about(trained)} in {output}")
+    scores = looking.score(
+        trained,
+        split=split,
+        data=data,
+        data_root=data_root,
+        image_size=image_size,
+        false_alarms=false_alarms,
+        seed=seed,
+    )
+    scores.save(output)
+    count, chosen, limit = len(scores.values), scores.chosen, scores.threshold
+    console.say(f"{scores.name} of {count} images of {chosen.source} by {_about(trained)} in {output}")
     if limit is not None:
-        beyond = int(limit.is_exceeded(scores).sum())
+        beyond = int(scores.beyond_threshold.sum())
         console.say(
             f"threshold {limit.value:.5g}, beyond which {false_alarms:.3g} of normal images are expected at most, "
-            f"from {limit.images} validation images: {beyond} of these {len(scores)} are beyond it"
+            f"from {limit.images} validation images: {beyond} of these {count} are beyond it"
         )
     if picture is not None:
-        rows = anomaly.worst(scores)
+        rows = anomaly.worst(scores.values)
         pictures.save(anomaly.picture(trained, chosen.images[rows]), picture)
         indices = ", ".join(map(str, chosen.positions[rows].tolist()))
         console.say(f"the worst {len(rows)} in {picture}, from the left index {indices}")
-
-
-def _chosen(
-    trained: TrainedModel,
-    split: Literal["train", "validation", "test", "all"] | None,
-    data: str | None,
-    data_root: Path | None,
-    image_size: int | None,
-) -> tuple[str, Selection]:
-    """The name of the data set, and its images in `split`: the validation images unless another set was named."""
-    from raygen import inspection, results
-
-    dataset = api.load_images(trained, source=data, root=data_root, image_size=image_size, all_classes=True)
-    if split == "test":
-        results.held_out_part(trained, dataset, split)
-    return dataset.name, inspection.select(dataset, split or ("all" if data else "validation"))
-
-
-def with_prior(trained: TrainedModel, prior: Literal["gmm"] | None, components: int | None) -> TrainedModel:
-    """The model with the prior that the options ask for; raises SpecError for components without a mixture."""
-    if prior is None:
-        if components is not None:
-            raise SpecError("--components is for a mixture: add --prior gmm")
-        return trained
-    from raygen import inspection
-    from raygen import prior as priors
-
-    inspection.require_encoder(trained, "leave out --prior gmm")
-    return priors.with_mixture(trained, api.load_images(trained), components or priors.COMPONENTS)
 
 
 def _about_sizes(sizes: Sizes) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import BaseModel
 
+from raygen import protocol
 from raygen.data import DataOptions
 from raygen.errors import SpecError
 from raygen.queue.job import NODE_TIMEOUT_S, ON_DEMAND_NODE_TIMEOUT_S
@@ -22,10 +23,6 @@ def default(options: type[BaseModel], field: str) -> str:
     """The default of a spec's field, for the help; no option has a default of its own."""
     return str(options.model_fields[field].default)
 
-
-FeatureNetwork = Literal["random", "classifier", "inception"]
-COMPONENTS = 10
-"""Components of a mixture, for the help; raygen.prior, which has the default, imports torch."""
 
 _DATA, _TRAINING, _DEVICES, _RUNNING = "Data", "Training", "Devices", "Running and output"
 _JUDGING = "Judging and sampling"
@@ -113,6 +110,16 @@ SpecFile = Annotated[
     ),
 ]
 
+Autoencoder = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="RUN|PATH",
+        help="Let the generator of a gan begin as this autoencoder's decoder.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+
 Metrics = Annotated[
     str | None,
     typer.Option(
@@ -123,7 +130,7 @@ RankingMetrics = Annotated[
     str, typer.Option("--metrics", metavar="NAME,...", help="The first decides.", rich_help_panel=_JUDGING)
 ]
 Network = Annotated[
-    FeatureNetwork,
+    protocol.Network,
     typer.Option("--network", help="Whose features samples are compared by.", rich_help_panel=_JUDGING),
 ]
 JudgedImages = Annotated[
@@ -165,14 +172,14 @@ FidWeights = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Weights of the inception network.", rich_help_panel=_JUDGING)
 ]
 Prior = Annotated[
-    Literal["gmm"] | None,
+    protocol.FittedPrior | None,
     typer.Option(
         "--prior", help="gmm: a Gaussian mixture over the latents of training images.", rich_help_panel=_JUDGING
     ),
 ]
 Components = Annotated[
     int | None,
-    typer.Option(min=1, help="Of --prior gmm.", show_default=str(COMPONENTS), rich_help_panel=_JUDGING),
+    typer.Option(min=1, help="Of --prior gmm.", show_default=str(protocol.COMPONENTS), rich_help_panel=_JUDGING),
 ]
 
 Gpus = Annotated[int | None, typer.Option(help="GPUs in all.", show_default="all", rich_help_panel=_DEVICES)]

@@ -228,6 +228,8 @@ def plan_lines(run_kind: str, spec: dict[str, Any], plan: Plan, direction: str, 
     subject = f"{spec['model']['name']} on {Path(spec['data']['source']).name}"
     if spec["data"]["normal_class"] is not None:
         subject += f", class {spec['data']['normal_class']} only"
+    if spec["warm_start"] is not None:
+        subject += f", from the decoder in {spec['warm_start']['source']}"
     if run_kind == "tune":
         trials = spec["search"]["trials"]
         what = f"{trials} trial{'s' if trials > 1 else ''} of {subject}, {plan.concurrent} at a time"

@@ -8,13 +8,18 @@ from typing import Annotated
 import typer
 
 from cli import console, follow, options, render, thumbnails
-from raygen import api, files, search_insight, search_plot
+from raygen import files, search_insight, search_plot
+from raygen import film as films
+from raygen.api.loading import copy_best
 from raygen.errors import JobError
 from raygen.queue.job import Job
 from raygen.runs import Run
 from raygen.site import Site
 
-Thumbnails = Annotated[bool, typer.Option("--images", help="Draw images of the best model, in a terminal.")]
+Thumbnails = Annotated[
+    bool, typer.Option("--images", help="Draw images of the best model and of how it learned, in a terminal.")
+]
+Film = Annotated[Path | None, typer.Option(metavar="GIF", help="Write how the best trial learned, as an animation.")]
 
 Why = Annotated[bool, typer.Option("--why", help="Each parameter's importance, and its range in the best trials.")]
 Plot = Annotated[
@@ -29,12 +34,15 @@ def show(
     images: Thumbnails = False,
     why: Why = False,
     plot: Plot = None,
+    film: Film = None,
     storage: options.Storage = None,
     output: options.OutputOption = "table",
 ) -> None:
     """Show a job: its trials with the best first, where the best checkpoints are, and what happened to it."""
     if plot is not None:
         files.check_writable(plot)
+    if film is not None:
+        films.check(film)
     site = Site(storage)
     queued = _in_queue(site, job)
     run = Run(Path(queued.folder)) if queued else Run.open(job, site.storage)
@@ -48,6 +56,7 @@ def show(
     insight = search_insight.of_run(run) if why else None
     if plot is not None:
         search_plot.save(run, plot)
+    filmed = films.save(run, film) if film is not None else None
     if output == "json":
         history = {**render.job_json(queued, reason), **render.history_json(events, attempts)} if queued else None
         learned = {"why": insight.as_json()} if insight else {}
@@ -61,6 +70,9 @@ def show(
         console.say(render.insight_basis(insight, run.objective))
     if plot is not None:
         console.say(f"a picture of all trials in {plot}")
+    if filmed:
+        trial, count = filmed
+        console.say(f"a film of trial {trial.number} in {film}: {count} picture{'' if count == 1 else 's'}")
     if images:
         thumbnails.show(run)
     if events:
@@ -72,7 +84,7 @@ def get(
     run: options.RunName, output: BestFolder = Path("best"), replace: Replace = False, storage: options.Storage = None
 ) -> None:
     """Copy a run's best models out of its storage: weights, spec, metrics, cards and pictures, each in a folder."""
-    copied = api.copy_best(run, output, replace=replace, storage=storage)
+    copied = copy_best(run, output, replace=replace, storage=storage)
     count = len(copied.best_places())
     console.say(
         f"{count} best model{'' if count == 1 else 's'} of {copied.name} in {output}, the very best in {output / '1'}"

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.color import Color
+from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
 from cli import console
-from raygen.runs import Run
+from raygen import film
+from raygen.errors import RunError
+from raygen.runs import Run, Trial
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,16 +25,47 @@ ROWS = 2
 
 
 def show(run: Run) -> None:
-    """Draw the first images of the best checkpoint's picture; nothing where standard output shows no colours."""
+    """Draw images of the best model, then how they came about, if standard output shows colours.
+
+    Raises RunError if there is neither a best model nor a picture of a training.
+    """
     screen = console.data()
     if not screen.is_terminal or screen.color_system is None:
         return
+    has_best = bool(run.best_places())
+    if has_best:
+        _show_best(run, screen)
+    try:
+        trial = film.pictured(run)
+    except RunError:
+        if not has_best:
+            raise
+    else:
+        _show_progress(trial, screen)
+
+
+def _show_best(run: Run, screen: Console) -> None:
     from PIL import Image
 
     path, shape = run.best_picture()
     with Image.open(path) as picture:
         thumbnails = shrunk(picture.convert("RGB"), shape, screen.width)
-    screen.print(half_blocks(thumbnails), no_wrap=True, overflow="crop")
+    _draw(thumbnails, screen)
+
+
+def _show_progress(trial: Trial, screen: Console) -> None:
+    """The same images after some of the epochs, a column for each: the first, the last, and what fits between."""
+    paths = trial.pictures()
+    epochs = spaced(list(paths), (screen.width + 1) // (LARGEST_SIDE + 1))
+    pictures = {epoch: picture for epoch in epochs if (picture := film.read(paths[epoch]))}
+    header = "".join(str(epoch).ljust(LARGEST_SIDE + 1) for epoch in pictures)
+    for line in (f"trial {trial.number} after epoch", header):
+        screen.print(line, highlight=False, no_wrap=True, overflow="crop")
+    _draw(first_column(list(pictures.values())), screen)
+
+
+def _draw(picture: Image, screen: Console) -> None:
+    screen.print(half_blocks(picture), no_wrap=True, overflow="crop")
 
 
 def shrunk(picture: Image, shape: Sequence[int], columns: int) -> Image:
@@ -39,22 +73,50 @@ def shrunk(picture: Image, shape: Sequence[int], columns: int) -> Image:
 
     `shape` is that of one image, (C, H, W); the result is of an even height.
     """
-    from PIL import Image
-
     from raygen import pictures
 
-    cell_width, cell_height = pictures.cell(shape)
+    cell_width, cell_height = cell = pictures.cell(shape)
     width = min(LARGEST_SIDE, shape[2], columns)
-    height = 2 * max(1, round(width * shape[1] / shape[2] / 2))
     across = min(picture.width // cell_width, (columns + 1) // (width + 1))
     down = min(picture.height // cell_height, ROWS)
-    sheet = Image.new("RGB", (across * (width + 1) - 1, down * (height + 2) - 2))
-    for row in range(down):
-        for column in range(across):
-            left, top = column * cell_width, row * cell_height
-            image = picture.crop((left + 1, top + 1, left + cell_width - 1, top + cell_height - 1))
+    return _tiled([[_cut(picture, cell, row, column) for column in range(across)] for row in range(down)], width)
+
+
+def first_column(pictures: Sequence[Image]) -> Image:
+    """The uppermost images on the left of each of some 8×8 grids, a column for each grid; of an even height."""
+    from raygen.training.drawing import SIDE
+
+    cell = pictures[0].width // SIDE, pictures[0].height // SIDE
+    return _tiled(
+        [[_cut(picture.convert("RGB"), cell, row, 0) for picture in pictures] for row in range(ROWS)], LARGEST_SIDE
+    )
+
+
+def spaced(epochs: Sequence[int], most: int) -> list[int]:
+    """At most so many of the epochs at like distances in their list, the last always, the first if there is room."""
+    if len(epochs) <= most:
+        return list(epochs)
+    step = (len(epochs) - 1) / max(most - 1, 1)
+    return [epochs[-1 - round(step * place)] for place in reversed(range(max(most, 1)))]
+
+
+def _cut(picture: Image, cell: tuple[int, int], row: int, column: int) -> Image:
+    """One image of a grid, without its border."""
+    width, height = cell
+    left, top = column * width, row * height
+    return picture.crop((left + 1, top + 1, left + width - 1, top + height - 1))
+
+
+def _tiled(rows: Sequence[Sequence[Image]], width: int) -> Image:
+    """RGB images of one size in rows, each shrunk to `width` pixels and an even height."""
+    from PIL import Image
+
+    height = 2 * max(1, round(width * rows[0][0].height / rows[0][0].width / 2))
+    sheet = Image.new("RGB", (len(rows[0]) * (width + 1) - 1, len(rows) * (height + 2) - 2))
+    for down, row in enumerate(rows):
+        for across, image in enumerate(row):
             small = image.resize((width, height), Image.Resampling.BOX)
-            sheet.paste(small, (column * (width + 1), row * (height + 2)))
+            sheet.paste(small, (across * (width + 1), down * (height + 2)))
     return sheet
 
 

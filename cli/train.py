@@ -6,7 +6,9 @@ import typer
 
 from cli import jobs, options
 from raygen import preparation
+from raygen.api.loading import find_checkpoint
 from raygen.errors import SpecError
+from raygen.preparation import Prepared
 from raygen.queue.job import Request
 from raygen.site import Site
 
@@ -15,6 +17,7 @@ def train(
     context: typer.Context,
     model: options.Model = None,
     spec: options.SpecFile = None,
+    autoencoder: options.Autoencoder = None,
     data: options.Data = None,
     data_root: options.DataRoot = None,
     image_size: options.ImageSize = None,
@@ -50,17 +53,24 @@ def train(
     view = jobs.View(output=output, quiet=quiet, verbose=verbose, detach=detach)
     site = Site(storage, address)
     if resume is not None:
-        given = {**settings, **({"--spec": spec} if spec else {})}
+        given = {**settings, **({"--spec": spec} if spec else {}), **({"--from": autoencoder} if autoencoder else {})}
         jobs.resume(resume, "train", model, given, site=site, view=view)
         return
     if spec is not None and model is not None:
         raise SpecError(f"--spec {spec} says which model to train; leave out {model}")
-    jobs.run(
-        lambda: (
+
+    def prepare() -> Prepared:
+        prepared = (
             preparation.prepare_training(jobs.named(model), settings, site.capacity())
             if spec is None
             else preparation.prepare_training_from(spec, settings, site.capacity())
-        ),
+        )
+        if autoencoder is None:
+            return prepared
+        return preparation.start_from(find_checkpoint(autoencoder, storage=storage), prepared)
+
+    jobs.run(
+        prepare,
         jobs.Submission(site=site, name=name, priority=priority, retries=retries, node_timeout_s=node_timeout),
         dry_run=dry_run,
         view=view,

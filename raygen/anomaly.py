@@ -7,13 +7,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from raygen import files, pictures
+from raygen import files, inspection, pictures
 from raygen.data import Dataset
 from raygen.errors import RunError, SpecError
-from raygen.inspection import Selection, reconstruct, score, select
+from raygen.inspection import Selection, reconstruct, select
 from raygen.results import TrainedModel
 
 WORST_IMAGES = 16
@@ -31,13 +32,61 @@ class Threshold:
         return ~(scores <= self.value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How strange each of the images `chosen` is: `values` [N] called `name`, higher for stranger ones."""
+
+    name: str
+    values: Tensor
+    chosen: Selection
+    threshold: Threshold | None = None
+
+    @property
+    def beyond_threshold(self) -> Tensor:
+        """Which images count as anomalies, bool [N]: none if there is no threshold."""
+        if self.threshold is None:
+            return torch.zeros(len(self.values), dtype=torch.bool)
+        return self.threshold.is_exceeded(self.values)
+
+    def save(self, path: Path) -> None:
+        """Write a CSV line for each image: position in the source, label if there are any, part, score, what it means.
+
+        The last column is there if there is a threshold: 1 beyond it, else 0. Raises RunError if it cannot write.
+        """
+        chosen = self.chosen
+        labels = {} if chosen.labels is None else {"label": chosen.labels.tolist()}
+        columns = {"index": chosen.positions.tolist(), **labels, "split": chosen.part_names}
+        columns[self.name] = self.values.tolist()
+        if self.threshold is not None:
+            columns["beyond_threshold"] = self.beyond_threshold.int().tolist()
+        with files.whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+
+
+def score(
+    trained: TrainedModel, chosen: Selection, normal: Dataset | None, false_alarms: float | None, seed: int
+) -> Scores:
+    """Score images; with `false_alarms` also a threshold that at most this part of `normal` validation images exceeds.
+
+    Raises as `inspection.score` and `threshold` do.
+    """
+    name, values = inspection.score(trained, chosen.images, seed)
+    limit = None
+    if normal is not None and false_alarms is not None:
+        limit = calibrate(trained, normal, false_alarms, seed)
+    return Scores(name=name, values=values, chosen=chosen, threshold=limit)
+
+
 def calibrate(trained: TrainedModel, normal: Dataset, false_alarms: float, seed: int) -> Threshold:
     """The threshold that at most the part `false_alarms` of normal images exceeds, by those for validation.
 
-    Raises as `score` and `threshold` do.
+    Raises as `inspection.score` and `threshold` do.
     """
     # In the order of `raygen score`, which gives each image the noise that it has there.
-    return threshold(score(trained, select(normal, "validation").images, seed)[1], false_alarms)
+    scores = inspection.score(trained, select(normal, "validation").images, seed)[1]
+    return threshold(scores, false_alarms)
 
 
 def threshold(scores: Tensor, false_alarms: float) -> Threshold:
@@ -60,21 +109,6 @@ def threshold(scores: Tensor, false_alarms: float) -> Threshold:
             f"use --false-alarms {least_part:g} or more"
         )
     return Threshold(value=scores.sort().values[count - beyond].item(), images=count)
-
-
-def save(chosen: Selection, name: str, scores: Tensor, limit: Threshold | None, path: Path) -> None:
-    """Write a CSV line for each image: position in the source, label if there are any, part, score [N], what it means.
-
-    The last column is there if there is a threshold: 1 beyond it, else 0. Raises RunError if no file can be written.
-    """
-    labels = {} if chosen.labels is None else {"label": chosen.labels.tolist()}
-    columns = {"index": chosen.positions.tolist(), **labels, "split": chosen.part_names, name: scores.tolist()}
-    if limit is not None:
-        columns["beyond_threshold"] = limit.is_exceeded(scores).int().tolist()
-    with files.whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
 
 
 def worst(scores: Tensor) -> Tensor:

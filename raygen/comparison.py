@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from raygen import evaluation, metrics, pictures, results
+from raygen import evaluation, metrics, pictures
 from raygen.data import Dataset
 from raygen.errors import SpecError
-from raygen.evaluation import EvaluationCard, Judge, Protocol
+from raygen.evaluation import EvaluationCard, Judge
+from raygen.protocol import Protocol
 from raygen.results import TrainedModel
 from raygen.spread import STANDARD_ERRORS, Difference, standard_error
 
@@ -40,6 +41,26 @@ class Compared:
     def as_json(self) -> dict[str, Any]:
         """The name with the card, as plain JSON."""
         return {"run": self.name, **self.card.model_dump(mode="json")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Models ranked by one protocol, the best first, and how far each lies from the next.
+
+    `metrics` are the names of the values that were asked for; the first decided.
+    """
+
+    ranked: Sequence[Compared]
+    metrics: Sequence[str]
+    differences: Sequence[Difference]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain JSON."""
+        return {
+            "metrics": list(self.metrics),
+            "ranking": [each.as_json() for each in self.ranked],
+            "differences": [each.as_json() for each in self.differences],
+        }
 
 
 def check_data(models: Mapping[str, TrainedModel]) -> None:
@@ -74,7 +95,7 @@ def check_data(models: Mapping[str, TrainedModel]) -> None:
 
 def compare(
     models: Mapping[str, TrainedModel], dataset: Dataset, names: Sequence[str], protocol: Protocol
-) -> list[Compared]:
+) -> Comparison:
     """Judge every model by those of the named metrics that suit it, and rank them: the first metric decides.
 
     Models that it does not suit come last. Raises as a Judge does, and SpecError where no model suits.
@@ -98,10 +119,15 @@ def compare(
         for name, trained in models.items()
     ]
     sign, deciding_value = -1 if deciding.direction == "max" else 1, metrics.reported(deciding.name, protocol.split)
-    return sorted(judged, key=lambda each: _rank(each.value(deciding_value), sign))
+    ranked = sorted(judged, key=lambda each: _rank(each.value(deciding_value), sign))
+    return Comparison(
+        ranked=ranked,
+        metrics=[metrics.reported(name, protocol.split) for name in wanted],
+        differences=_differences(ranked, deciding_value, protocol),
+    )
 
 
-def differences(ranked: Sequence[Compared], name: str, protocol: Protocol) -> list[Difference]:
+def _differences(ranked: Sequence[Compared], name: str, protocol: Protocol) -> list[Difference]:
     """How far each model of a ranking lies from the next in the value that decided, beside what chance explains.
 
     Pairs of which one has no value or no spread are left out.
@@ -143,7 +169,7 @@ def _rank(value: float | None, sign: int) -> tuple[bool, float]:
     return value is None, 0.0 if value is None else sign * value
 
 
-def picture(ranked: Sequence[Compared], seed: int) -> Image.Image:
+def draw(ranked: Sequence[Compared], seed: int) -> Image.Image:
     """A row of samples of each model, from latents fixed by `seed`, labelled with its name."""
     rows = []
     for each in ranked:
@@ -151,6 +177,6 @@ def picture(ranked: Sequence[Compared], seed: int) -> Image.Image:
             label, images = f"{each.name}: cannot be sampled", torch.zeros(SAMPLES, *each.trained.model.shape)
         else:
             fitted = f" + {each.trained.prior.name}" if each.trained.fitted else ""
-            label, images = f"{each.name}{fitted}", results.sample(each.trained, SAMPLES, seed)
+            label, images = f"{each.name}{fitted}", each.trained.sample(SAMPLES, seed=seed)
         rows.append((label, pictures.grid(images, columns=SAMPLES)))
     return pictures.labelled(rows)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -26,38 +26,17 @@ from raygen.metrics import (
     _classifier,
     _features,
     _inception,
+    modes,
 )
 from raygen.metrics._features import FeatureNetwork
 from raygen.models._base import Model, Sampler
+from raygen.protocol import IS_SAMPLES, Network, Protocol
 from raygen.results import TrainedModel, check_shape, held_out_part
 
 CARD = "evaluation.json"
-NETWORKS = ("random", "classifier", "inception")
 CHUNK_IMAGES = 500
 FEWEST_TO_GROUP = 40
 """Images or samples below which no spread is told."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What models are judged on, the same for all that are compared.
-
-    On the first `images` of the part `split`, all unless given. Metrics that compare samples with real images take all
-    images of the part `reference` if one is named, else those `images`, and draw `samples` samples, else as many as
-    those. `network` is one of NETWORKS, whose features they compare; `fid_weights` is a file with the weights of
-    `inception`. `is_samples` are importance samples per image; `normal_class` is the label that is no anomaly, that of
-    the training unless given.
-    """
-
-    split: HeldOut = "validation"
-    images: int | None = None
-    samples: int | None = None
-    reference: Split | None = None
-    network: str = "random"
-    seed: int = 0
-    is_samples: int = 5000
-    normal_class: int | None = None
-    fid_weights: Path | None = None
 
 
 class Value(BaseModel, frozen=True, extra="forbid"):
@@ -90,7 +69,8 @@ class EvaluationCard(BaseModel, frozen=True, extra="forbid"):
 
     `digest` is that of the data set's images; `train_s` are the seconds that the model was trained for, null if its
     run does not tell. `corruption` is what images go through before a model that restores them encodes them; null if
-    they are encoded as they are.
+    they are encoded as they are. `left_out` has the reason for each metric that suits the
+    model and was left out nevertheless.
     """
 
     model: dict[str, Any]
@@ -99,6 +79,7 @@ class EvaluationCard(BaseModel, frozen=True, extra="forbid"):
     train_s: float | None
     corruption: str | None = None
     values: dict[str, Value]
+    left_out: dict[str, str] = {}
 
     def write(self, folder: Path) -> Path:
         """Write the card into `folder` as evaluation.json, whole or not at all; returns its path, raises RunError.
@@ -130,14 +111,31 @@ def suitable_metrics(trained: TrainedModel) -> list[str]:
     return [metric.name for metric in every if _judged(metric, trained) is not None]
 
 
-def has_classes(trained: TrainedModel, dataset: Dataset) -> bool:
-    """Whether the images that the model was trained on have labels of two classes or more, as some metrics need."""
-    return trained.spec.data.normal_class is None and _classifier.has_classes(dataset)
+def evaluate(
+    trained: TrainedModel, dataset: Dataset, names: Sequence[str] | None, protocol: Protocol
+) -> EvaluationCard:
+    """Judge a model by the named metrics, or by all that suit it and the data; raises as a Judge does."""
+    judge = Judge(dataset, protocol)
+    if names is not None:
+        return judge.judge(trained, names)
+    left_out = _left_out(trained, dataset, protocol)
+    suitable = suitable_metrics(trained)
+    card = judge.judge(trained, [name for name in suitable if name not in left_out])
+    return card.model_copy(update={"left_out": {name: left_out[name] for name in suitable if name in left_out}})
 
 
-def evaluate(trained: TrainedModel, dataset: Dataset, names: Sequence[str], protocol: Protocol) -> EvaluationCard:
-    """Judge a model by the named metrics; raises as a Judge does."""
-    return Judge(dataset, protocol).judge(trained, names)
+def _left_out(trained: TrainedModel, dataset: Dataset, protocol: Protocol) -> dict[str, str]:
+    """Metrics that are judged by only if they are named, with the reason and what would have them in."""
+    left_out = {}
+    if _normal_class(trained, protocol.normal_class) is None:
+        left_out["val_anomaly_auroc"] = "--normal-class 0 has it"
+    if dataset.name != modes.SOURCE:
+        left_out["val_modes"] = f"it is for {modes.SOURCE}"
+    if trained.spec.data.normal_class is not None or not _classifier.has_classes(dataset):
+        left_out |= dict.fromkeys(("val_class_kl", "val_linear_probe"), "it needs labels of two classes or more")
+    if protocol.is_samples is None:
+        left_out["val_is_log_likelihood"] = f"it takes minutes; --is-samples {IS_SAMPLES} has it"
+    return left_out
 
 
 class Judge:
@@ -221,7 +219,7 @@ class Judge:
             labels=None if part.labels is None or dataset is not self.dataset else part.labels[: protocol.images],
             normal_class=_normal_class(trained, protocol.normal_class),
             samples=len(images) if protocol.samples is None else protocol.samples,
-            is_samples=protocol.is_samples,
+            is_samples=IS_SAMPLES if protocol.is_samples is None else protocol.is_samples,
         )
 
     def _measured(self, metric: Metric, trained: TrainedModel, evidence: Evidence) -> Value:
@@ -354,8 +352,9 @@ def _normal_class(trained: TrainedModel, given: int | None) -> int | None:
 
 def _judged(metric: Metric, trained: TrainedModel) -> Model | None:
     """What the metric looks at: the model, or what draws its samples; none where there is nothing that suits."""
-    candidate = trained.prior.sampler if metric.requires is Sampler and trained.prior else trained.model
-    return candidate if isinstance(candidate, metric.requires) else None
+    if metric.requires is Sampler:
+        return trained.prior.sampler if trained.prior else None
+    return trained.model if isinstance(trained.model, metric.requires) else None
 
 
 def _suitable(name: str, trained: TrainedModel) -> Metric:
@@ -368,11 +367,12 @@ def _suitable(name: str, trained: TrainedModel) -> Metric:
 
 
 def _check(protocol: Protocol) -> None:
-    if protocol.network not in NETWORKS:
-        raise SpecError(f"there is no feature network {protocol.network!r}; networks: {', '.join(NETWORKS)}")
+    networks = get_args(Network)
+    if protocol.network not in networks:
+        raise SpecError(f"there is no feature network {protocol.network!r}; networks: {', '.join(networks)}")
     if protocol.samples is not None and protocol.samples < 2:
         raise SpecError(f"2 samples or more are compared, not {protocol.samples}: use --samples 2000, or leave it out")
-    if protocol.is_samples < 1:
+    if protocol.is_samples is not None and protocol.is_samples < 1:
         raise SpecError(
             f"a likelihood takes 1 importance sample or more, not {protocol.is_samples}: use --is-samples 5000"
         )

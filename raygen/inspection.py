@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +24,13 @@ PARTS: tuple[Split, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Some images of a data set, uint8 [N, C, H, W], with what is known of each.
+    """Some images of the data set `source`, uint8 [N, C, H, W], with what is known of each.
 
     `positions` [N] are those in the source, `parts` [N] the indices in PARTS of those that they are in, `labels` [N]
     the classes if the source has some.
     """
 
+    source: str
     images: Tensor
     positions: Tensor
     parts: Tensor
@@ -39,6 +40,14 @@ class Selection:
     def part_names(self) -> list[Split]:
         """The part that each image is in, by its name."""
         return [PARTS[index] for index in self.parts.tolist()]
+
+
+class Reconstructions(NamedTuple):
+    """Images of the data set `source` and what a model makes of them, each [N, C, H, W] in [0, 1]."""
+
+    images: Tensor
+    reconstructions: Tensor
+    source: str
 
 
 def select(dataset: Dataset, split: Split | Literal["all"]) -> Selection:
@@ -60,7 +69,7 @@ def select(dataset: Dataset, split: Split | Literal["all"]) -> Selection:
         first += len(part.images)
     known = [part.labels for part in parts if part.labels is not None]
     labels = torch.cat(known)[rows] if len(known) == len(parts) else None
-    return Selection(images=images, positions=positions[rows], parts=part_of[rows], labels=labels)
+    return Selection(source=dataset.name, images=images, positions=positions[rows], parts=part_of[rows], labels=labels)
 
 
 def some(chosen: Selection, count: int) -> Selection:
@@ -68,7 +77,8 @@ def some(chosen: Selection, count: int) -> Selection:
     rows = (
         torch.randperm(len(chosen.images), generator=torch.Generator().manual_seed(CHOICE_SEED))[:count].sort().values
     )
-    return Selection(
+    return replace(
+        chosen,
         images=chosen.images[rows],
         positions=chosen.positions[rows],
         parts=chosen.parts[rows],

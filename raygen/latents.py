@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raygen import files, image_files
+from raygen import files, inspection
 from raygen.errors import DataError
-from raygen.inspection import CHUNK_IMAGES, Selection, encode, require_encoder, some
+from raygen.inspection import CHUNK_IMAGES, Selection, require_encoder, some
 from raygen.metrics import compression, psnr, ssim
+from raygen.models._base import Reconstructor
 from raygen.results import TrainedModel
 
 ORDER = "row i is the image at position index[i] of the source, counted from 0: sorted paths, or rows of an array"
@@ -46,30 +49,42 @@ class Sizes:
         return self.pixel_bytes / self.latent_bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class Latents:
+    """Latents float32 [N, D] of the images `chosen`, by the model whose weights have the digest `weights`."""
+
+    values: Tensor
+    chosen: Selection
+    weights: str
+
+    def save(self, path: Path) -> None:
+        """Write them as NPZ with what is known of each image, whole or not at all.
+
+        The digest of the weights tells whose they are. Raises RunError if no file can be written.
+        """
+        labels = {} if self.chosen.labels is None else {"labels": self.chosen.labels.numpy()}
+        with files.whole(path) as partial, partial.open("wb") as file:
+            np.savez(
+                file,
+                allow_pickle=False,
+                latents=self.values.numpy(),
+                index=self.chosen.positions.numpy(),
+                split=np.array(self.chosen.part_names),
+                order=np.array(ORDER),
+                weights=np.array(self.weights),
+                **labels,
+            )
+
+
 def sizes(trained: TrainedModel, count: int) -> Sizes:
     """The bytes of `count` images and of their latents."""
     pixels = torch.Size(trained.model.shape).numel()
     return Sizes(pixel_bytes=count * pixels, latent_bytes=count * compression.LATENT_BYTES * trained.model.latent_dim)
 
 
-def save(trained: TrainedModel, chosen: Selection, path: Path) -> None:
-    """Write the latents of images as NPZ, whole or not at all: float32 [N, D], and what is known of each image.
-
-    A digest of the weights tells whose they are. Raises RunError without an encoder, or where no file can be written.
-    """
-    latents = encode(trained, chosen.images).numpy()
-    labels = {} if chosen.labels is None else {"labels": chosen.labels.numpy()}
-    with files.whole(path) as partial, partial.open("wb") as file:
-        np.savez(
-            file,
-            allow_pickle=False,
-            latents=latents,
-            index=chosen.positions.numpy(),
-            split=np.array(chosen.part_names),
-            order=np.array(ORDER),
-            weights=np.array(_digest(trained)),
-            **labels,
-        )
+def encode(trained: TrainedModel, chosen: Selection) -> Latents:
+    """The latents of images, a posterior's means; raises RunError without an encoder."""
+    return Latents(values=inspection.encode(trained, chosen.images), chosen=chosen, weights=_digest(trained))
 
 
 def round_trip(trained: TrainedModel, chosen: Selection) -> RoundTrip:
@@ -82,18 +97,19 @@ def round_trip(trained: TrainedModel, chosen: Selection) -> RoundTrip:
     )
 
 
-def decode(trained: TrainedModel, source: Path, output: Path) -> int:
-    """Write the images of the latents in a file, in their order and with their labels, and return their number.
+def decode(trained: TrainedModel, values: Tensor) -> Iterator[Tensor]:
+    """The images of latents [N, D] in batches [B, C, H, W] in [0, 1], in their order.
 
-    Raises DataError if the file holds none that fit the model, RunError without a decoder for them, and as
-    `image_files.write` does.
+    Raises RunError without a decoder for them, DataError for latents that do not fit the model, both at once.
     """
     decoder = require_encoder(trained)
-    latents, labels = _read(source, trained)
-    shape = (len(latents), *trained.model.shape)
-    batches = (decoder.decode(chunk).float() for chunk in latents.split(CHUNK_IMAGES))
-    image_files.write(output, batches, shape, labels)
-    return len(latents)
+    _check(trained, values.numpy(), "latents")
+    return (_decoded(decoder, chunk) for chunk in values.to(torch.float32).split(CHUNK_IMAGES))
+
+
+@torch.no_grad()
+def _decoded(decoder: Reconstructor, chunk: Tensor) -> Tensor:
+    return decoder.decode(chunk).float()
 
 
 def _digest(trained: TrainedModel) -> str:
@@ -104,8 +120,12 @@ def _digest(trained: TrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(path: Path, trained: TrainedModel) -> tuple[Tensor, NDArray[np.int64] | None]:
-    """Latents float32 [N, D] and, if the file holds them, labels int64 [N]."""
+def read(trained: TrainedModel, path: Path) -> tuple[Tensor, NDArray[np.int64] | None]:
+    """Latents float32 [N, D] that `Latents.save` has written and, if the file holds them, labels int64 [N].
+
+    Raises RunError if the model has no decoder for them, DataError if the file holds none that fit it.
+    """
+    require_encoder(trained)
     try:
         with path.open("rb") as file:
             arrays = np.load(file, allow_pickle=False)
@@ -115,16 +135,10 @@ def _read(path: Path, trained: TrainedModel) -> tuple[Tensor, NDArray[np.int64] 
         raise DataError(f"cannot read the latents {path} ({reason}); `raygen encode` writes such a file") from error
     if "latents" not in found:
         raise DataError(f"{path} holds no array `latents`: name a .npz file that `raygen encode` has written")
-    latents, latent_dim = found["latents"], trained.model.latent_dim
-    if latents.dtype.kind != "f" or latents.ndim != 2 or latents.shape[1] != latent_dim or len(latents) == 0:
-        raise DataError(
-            f"{path}: `latents` is {latents.dtype} of shape {list(latents.shape)}; this model decodes floats of shape "
-            f"[N, {latent_dim}]: name the model that encoded them"
-        )
+    latents = found["latents"]
     if "weights" in found and str(found["weights"]) != _digest(trained):
         raise DataError(f"{path} was encoded by a model with other weights: name the run or best/N folder of that one")
-    if not np.isfinite(latents).all():
-        raise DataError(f"{path}: `latents` holds values that are not finite: encode the images anew")
+    _check(trained, latents, f"{path}: `latents`")
     labels = found.get("labels")
     if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != latents.shape[:1]):
         raise DataError(
@@ -132,3 +146,15 @@ def _read(path: Path, trained: TrainedModel) -> tuple[Tensor, NDArray[np.int64] 
             f"are integers of shape [{len(latents)}]: correct the array or leave it out"
         )
     return torch.from_numpy(latents.astype(np.float32)), None if labels is None else labels.astype(np.int64)
+
+
+def _check(trained: TrainedModel, latents: NDArray[Any], what: str) -> None:
+    """Raise DataError for latents that the model cannot decode."""
+    latent_dim = trained.model.latent_dim
+    if latents.dtype.kind != "f" or latents.ndim != 2 or latents.shape[1] != latent_dim or len(latents) == 0:
+        raise DataError(
+            f"{what} is {latents.dtype} of shape {list(latents.shape)}; this model decodes floats of shape "
+            f"[N, {latent_dim}]: name the model that encoded them"
+        )
+    if not np.isfinite(latents).all():
+        raise DataError(f"{what} holds values that are not finite: encode the images anew")

@@ -60,6 +60,16 @@ def labelled(rows: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     return sheet
 
 
+def captioned(text: str, picture: Image.Image) -> Image.Image:
+    """The picture in its own colours or greys, below a line of text."""
+    font = ImageFont.load_default(LABEL_PIXELS)
+    top = 2 * LABEL_PIXELS
+    sheet = Image.new(picture.mode, (picture.width, top + picture.height))
+    ImageDraw.Draw(sheet).text((LABEL_PIXELS // 2, top // 2), text, fill="white", font=font, anchor="lm")
+    sheet.paste(picture, (0, top))
+    return sheet
+
+
 def cell(shape: Sequence[int]) -> tuple[int, int]:
     """Width and height in pixels that one image of shape (C, H, W) takes in a grid, with its border."""
     _, height, width = shape

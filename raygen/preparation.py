@@ -6,7 +6,7 @@ Nothing here imports torch or Ray before a job is made.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,8 @@ class Prepared:
 
     spec: TrainSpec
     plan: Plan
+    warm_weights: bytes | None = None
+    """The file, safetensors, that the spec's warm start is the digest of."""
 
     @property
     def kind(self) -> str:
@@ -66,6 +68,18 @@ def prepare_training_from(file: Path, settings: Settings, capacity: Capacity) ->
     return Prepared(spec.with_settings(with_absolute_paths(settings)), plan)
 
 
+def start_from(place: Path, prepared: Prepared) -> Prepared:
+    """The same training of a gan, whose generator begins as the decoder of the autoencoder in `place`.
+
+    Raises SpecError if it is none of a gan, or generator and decoder are not built alike; RunError and CheckpointError
+    if there is no autoencoder.
+    """
+    from raygen import data, warm_start
+
+    spec, weights = warm_start.from_decoder(place, prepared.spec, data.load(prepared.spec.data))
+    return replace(prepared, spec=spec, warm_weights=weights)
+
+
 def prepare_search(
     model: str,
     settings: Settings,
@@ -102,6 +116,8 @@ def check_data(prepared: Prepared) -> None:
     spec, plan = prepared.spec, prepared.plan
     dataset = data.load(spec.data)
     _check_shape(spec, dataset)
+    if spec.data.balance:
+        dataset.classes_to_balance()
     smallest, largest = spec.batch_sizes()
     training_images = len(dataset.train.images)
     if largest > training_images:

@@ -17,9 +17,9 @@ from raygen.data import Dataset
 from raygen.errors import RunError, SpecError
 from raygen.inspection import encode, require_encoder
 from raygen.models._base import Model, Phase, Reconstructor
+from raygen.protocol import COMPONENTS
 from raygen.results import Prior, TrainedModel
 
-COMPONENTS = 10
 FIT_SEED = 0
 MOST_IMAGES = 20_000  # of the training images, at most, to fit the mixture on
 RIDGE = 1e-6  # added to the covariances' diagonals, in units of the latents' mean variance

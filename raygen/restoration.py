@@ -32,6 +32,41 @@ class Quality:
     ssim: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """Images [N, C, H, W] in [0, 1] under the names of the damaged files, as those of PNG files.
+
+    `qualities` are those of the damaged images, of a plain filter and of the restored ones, if clean ones were given.
+    """
+
+    names: list[Path]
+    images: Tensor
+    qualities: list[Quality]
+
+    def write(self, place: Path) -> None:
+        """Write them as PNG files into an empty or new folder, all or none; raises RunError."""
+        with files.whole_folder(place) as partial:
+            for name, pixels in zip(self.names, pictures.in_bytes(self.images).cpu().numpy(), strict=True):
+                path = partial / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(path)
+
+
+def restore(trained: TrainedModel, place: Path, clean: Path | None) -> Restored:
+    """What the model makes of a folder of damaged images, beside that of their originals if it is given.
+
+    Raises RunError for a model that restores none, DataError for folders that hold no images or others than it takes,
+    or clean images of other names.
+    """
+    check(trained)
+    found, damaged = read(trained, place)
+    names = targets(found)
+    originals = None if clean is None else read_clean(trained, clean, names)
+    images = decoded(trained, damaged)
+    qualities = [] if originals is None else compare(trained.spec.data, originals, damaged, images)
+    return Restored(names=names, images=images, qualities=qualities)
+
+
 def check(trained: TrainedModel) -> None:
     """Raise RunError for a model that was not trained to restore images."""
     require_encoder(trained)
@@ -82,28 +117,19 @@ def targets(names: list[Path]) -> list[Path]:
 
 
 @torch.no_grad()
-def restore(trained: TrainedModel, damaged: Tensor) -> Tensor:
+def decoded(trained: TrainedModel, damaged: Tensor) -> Tensor:
     """What the model makes of damaged images [N, C, H, W] in [0, 1]: images of the same shape and range."""
     model = require_encoder(trained)
     return torch.cat([model.decode(model.encode(chunk)).float() for chunk in damaged.split(CHUNK_IMAGES)])
 
 
-def write(place: Path, names: list[Path], images: Tensor) -> None:
-    """Write images [N, C, H, W] in [0, 1] as PNG files into an empty or new folder, all or none; raises RunError."""
-    with files.whole_folder(place) as partial:
-        for name, pixels in zip(names, pictures.in_bytes(images).cpu().numpy(), strict=True):
-            path = partial / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(path)
-
-
-def read_clean(trained: TrainedModel, place: Path, names: list[Path]) -> Tensor:
+def read_clean(trained: TrainedModel, place: Path, wanted: list[Path]) -> Tensor:
     """The clean images [N, C, H, W] in [0, 1] of a folder that has the same names, whatever their endings.
 
     Raises DataError as `read` does, and for other names.
     """
     found, images = read(trained, place)
-    known, wanted = targets(found), targets(names)
+    known = targets(found)
     for name in wanted:
         if name not in known:
             raise DataError(

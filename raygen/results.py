@@ -12,23 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from raygen import corruption, data, metrics, models, pictures
 from raygen.errors import RunError, SpecError
 from raygen.metrics import HeldOut, _features
-from raygen.models._base import ImageShape, Model, Reconstructor, Sampler
+from raygen.models._base import ImageShape, Model
 from raygen.runs import CHECKPOINT, PICTURE, Judged, Judgement, Run, Trial
 from raygen.spec import TrainSpec, TuneSpec
-from raygen.training import checkpoint
+from raygen.training import checkpoint, drawing
 from raygen.training.checkpoint import BestRecord
 from raygen.training.evaluation import evaluate
-
-SAMPLES = 64
-RECONSTRUCTIONS = 16
-SAMPLES_SEED = 0
 
 SPEC, METRICS = "spec.json", "metrics.json"
 
@@ -56,8 +51,21 @@ class TrainedModel:
     @property
     def prior(self) -> Prior | None:
         """What it is sampled from: the fitted prior, else its own, else none."""
-        own = Prior(self.spec.model.prior_name, self.model) if isinstance(self.model, Sampler) else None
-        return self.fitted or own
+        name = self.spec.model.prior_name
+        return self.fitted or (Prior(name, self.model) if name else None)
+
+    def sample(self, count: int, *, seed: int = 0) -> Tensor:
+        """Images [N, C, H, W] in [0, 1] from latents fixed by `seed`; raises RunError if it has no prior."""
+        return torch.cat(list(self.samples(count, seed=seed)))
+
+    def samples(self, count: int, *, seed: int = 0) -> Iterator[Tensor]:
+        """The same in batches [B, C, H, W], of which one is in memory at a time; raises RunError at once."""
+        if self.prior is None:
+            raise RunError(
+                f"a model of the family {self.spec.model.name!r} cannot be sampled: it has no prior over its latents; "
+                "--prior gmm fits one"
+            )
+        return _features.samples(self.prior.sampler, count, seed)
 
 
 def load(place: Path) -> TrainedModel:
@@ -199,21 +207,6 @@ def _sortable(run: Run, value: float) -> tuple[bool, float]:
     return not is_finite, (-value if run.direction == "max" else value) if is_finite else 0.0
 
 
-def sample(trained: TrainedModel, count: int, seed: int) -> Tensor:
-    """Images [N, C, H, W] in [0, 1] from latents fixed by `seed`; raises RunError where the model cannot."""
-    return torch.cat(list(samples(trained, count, seed)))
-
-
-def samples(trained: TrainedModel, count: int, seed: int) -> Iterator[Tensor]:
-    """The same in batches [B, C, H, W], of which one is in memory at a time; raises RunError at once."""
-    if trained.prior is None:
-        raise RunError(
-            f"a model of the family {trained.spec.model.name!r} cannot be sampled: it has no prior over its latents; "
-            "--prior gmm fits one"
-        )
-    return _features.samples(trained.prior.sampler, count, seed)
-
-
 def held_out_part(trained: TrainedModel, dataset: data.Dataset, split: HeldOut) -> data.Part:
     """The images of a part that the model's training has not seen.
 
@@ -256,7 +249,7 @@ def _fill(folder: Path, run: Run, configuration: _Configuration, dataset: data.D
         "parameters": trial.parameters,
         "image_shape": list(dataset.shape),
         "data": _about(dataset),
-        "can_sample": issubclass(models.find(spec.model.name), Sampler),
+        "can_sample": spec.model.prior_name is not None,
         "train_s": trial.train_s(record.epoch),
     }
     with checkpoint.explained(f"cannot collect the best checkpoint of trial {trial.number}"):
@@ -264,7 +257,8 @@ def _fill(folder: Path, run: Run, configuration: _Configuration, dataset: data.D
         save_file(checkpoint.read_best_weights(trial.checkpoint), folder / CHECKPOINT)
         (folder / SPEC).write_text(spec.model_dump_json(indent=1), encoding="utf-8")
         (folder / METRICS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    pictures.save(_picture(load(folder), dataset), folder / PICTURE)
+    picture = drawing.picture(load(folder).model, dataset.validation.images, spec)
+    pictures.save(picture, folder / PICTURE)
 
 
 def _about(dataset: data.Dataset) -> dict[str, Any]:
@@ -272,12 +266,3 @@ def _about(dataset: data.Dataset) -> dict[str, Any]:
     parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     counts = {name: 0 if part is None else len(part.images) for name, part in parts.items()}
     return {"name": dataset.name, "digest": dataset.digest, **counts}
-
-
-def _picture(trained: TrainedModel, dataset: data.Dataset) -> Image.Image:
-    """Samples, or for a model that has none validation images above their reconstructions."""
-    if isinstance(trained.model, Sampler):
-        return pictures.grid(sample(trained, SAMPLES, SAMPLES_SEED))
-    assert isinstance(trained.model, Reconstructor), "a model samples, reconstructs or both"
-    images = dataset.validation.images[:RECONSTRUCTIONS].float() / 255
-    return pictures.grid(torch.cat([images, trained.model.decode(trained.model.encode(images))]), columns=len(images))

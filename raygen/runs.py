@@ -8,11 +8,13 @@ RUN/
     driver.lock            held by the process that runs the job
     stop                   exists while somebody wants the run to stop
     summary.json           the result, written at the end
+    warm_start.safetensors what its training begins with in the place of some initial weights, if its spec says so
     ray/                   what Ray Tune writes while it runs
     trials/001/
         trial.json         the trial's parameters, its complete spec, and the trial that it runs again if any
         state.json         running, finished, stopped, failed or interrupted, and why
         epochs.jsonl       a line for each epoch
+        samples/           epoch-0001.png and so on: what the model made after some of them, and after the last
         judged.json        what its best weights came to on all validation images, and on all test images
         pace.json          how far and how fast, now
         failure            why its processes ended, written by one of them
@@ -28,7 +30,7 @@ import os
 import re
 import shutil
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -38,12 +40,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
-from raygen import versions
+from raygen import files, versions
 from raygen.errors import CheckpointError, JobFailedError, RunError
 from raygen.metrics import reported
 from raygen.plan import Plan
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from raygen.errors import Cause, TrainingError
     from raygen.spec import TrainSpec, TuneSpec
     from raygen.training.loop import Epoch, Pace
@@ -58,6 +62,9 @@ CHECKPOINT = "model.safetensors"
 
 PICTURE = "samples.png"
 """The picture in a best/N folder."""
+
+WARM_WEIGHTS = "warm_start.safetensors"
+"""The file with the weights that a run's training begins with, beside run.json."""
 
 State = Literal["waiting", "running", "finished", "stopped", "failed", "interrupted"]
 ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
@@ -144,6 +151,11 @@ class Trial:
         return self.folder / "checkpoint.safetensors"
 
     @property
+    def warm_weights(self) -> Path:
+        """The file with the weights that it begins with, if its spec says so."""
+        return self.folder.parent.parent / WARM_WEIGHTS
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """The values that the search chose, by dotted path."""
         parameters: dict[str, Any] = _read_json(self.folder / "trial.json")["parameters"]
@@ -223,6 +235,27 @@ class Trial:
             return []
         stat = path.stat()
         return list(_json_lines(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size)))
+
+    def record_picture(self, epoch: int, picture: Image, *, keeps: Callable[[int], bool]) -> None:
+        """Keep what its model made after an epoch, and of earlier pictures those of the epochs that `keeps` names.
+
+        Those of later epochs go, as a resumed trial runs these again. Raises RunError if it cannot be written.
+        """
+        folder = self.folder / "samples"
+        try:
+            folder.mkdir(exist_ok=True)
+            with files.whole(folder / f"epoch-{epoch:04d}.png") as partial:
+                picture.save(partial, format="PNG")
+            for other, path in self.pictures().items():
+                if other > epoch or (other < epoch and not keeps(other)):
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write into {folder}: {error.strerror}") from error
+
+    def pictures(self) -> dict[int, Path]:
+        """The pictures of what its model made, in the order of their epochs; the last may go while it trains on."""
+        found = {int(path.stem.rpartition("-")[2]): path for path in self.folder.glob("samples/epoch-*.png")}
+        return dict(sorted(found.items()))
 
     def train_s(self, epoch: int) -> float | None:
         """Seconds of training up to the end of an epoch, if it is on record."""
@@ -321,11 +354,20 @@ class Run:
 
     @classmethod
     def create(
-        cls, storage: Path, kind: str, spec: TrainSpec, plan: Plan, direction: str, *, name: str | None = None
+        cls,
+        storage: Path,
+        kind: str,
+        spec: TrainSpec,
+        plan: Plan,
+        direction: str,
+        *,
+        name: str | None = None,
+        warm_weights: bytes | None = None,
     ) -> Run:
         """A new folder in `storage`, called `name` or after model, data and time.
 
-        Raises RunError where it cannot be made, or the name is no plain name.
+        `warm_weights` is the file that the spec's warm start, if it has one, is the digest of. Raises RunError where
+        the folder cannot be made, or the name is no plain name.
         """
         now = datetime.now(UTC)
         source = NOT_IN_NAMES.sub("-", Path(spec.data.source).stem.lower())
@@ -334,6 +376,8 @@ class Run:
         if name is not None and (storage / name).exists():
             raise RunError(f"there is a run {name!r} in {storage} already; choose another --name")
         folder = _new_folder(storage, name or f"{spec.model.name}-{source}-{now.astimezone():%Y%m%d-%H%M%S}")
+        if warm_weights is not None:
+            _write(folder / WARM_WEIGHTS, warm_weights)
         _write_json(
             folder / "run.json",
             {
@@ -611,6 +655,12 @@ class Run:
             raise RunError(f"{self.name} has no best checkpoint {place} (state: {self.status().state})")
         return folder
 
+    def best_trials(self) -> list[Trial]:
+        """Its trials, the one that the best model is of first, then the better before the worse."""
+        ranked = [record.number for record in self.records()]
+        best = self._best_facts()
+        return [self.trial(number) for number in dict.fromkeys(([best["trial"]] if best else []) + ranked)]
+
     def best_places(self) -> list[Path]:
         """The folders of the best checkpoints, the very best first."""
         return sorted(self.folder.glob("best/*"), key=lambda path: int(path.name))
@@ -724,10 +774,14 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
+    _write(path, text.encode())
+
+
+def _write(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, whole."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror}") from error

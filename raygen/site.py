@@ -155,7 +155,15 @@ class Site:
         from raygen.queue.store import Store
 
         self.service.check_nodes()
-        run = Run.create(self.storage, prepared.kind, prepared.spec, prepared.plan, prepared.direction, name=name)
+        run = Run.create(
+            self.storage,
+            prepared.kind,
+            prepared.spec,
+            prepared.plan,
+            prepared.direction,
+            name=name,
+            warm_weights=prepared.warm_weights,
+        )
         self.store = Store.open(self.storage)
         job = self.store.submit(
             Request(

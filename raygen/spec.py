@@ -59,6 +59,15 @@ class EvaluationOptions(BaseModel, frozen=True, extra="forbid"):
     metrics: tuple[str, ...] = Field((), description="further metrics to report")
     images: int = Field(2000, ge=2, description="validation images to judge epochs on, at most")
     seed: int = Field(0, ge=0, description="of the samples and latents drawn for judging")
+    pictures: Literal["doubling", "all", "none"] = Field(
+        "doubling",
+        description="epochs whose pictures stay in samples/ beside that of the last: 1, 2, 4, 8, …, or all; "
+        "none: no pictures at all",
+    )
+
+    def keeps_picture(self, epoch: int) -> bool:
+        """Whether the picture of this epoch, counted from 1, stays when there are later ones."""
+        return self.pictures == "all" or (self.pictures == "doubling" and epoch.bit_count() == 1)
 
     @property
     def all_metrics(self) -> tuple[str, ...]:
@@ -77,6 +86,13 @@ class HealthOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         0.02, ge=0, le=1, description="discriminator saturation: loss below this part of a guess's; 0: never"
     )
     min_active_units: int = Field(1, ge=0, description="posterior collapse: fewer active latent units; 0: never")
+
+
+class WarmStart(BaseModel, frozen=True, extra="forbid"):
+    """Weights that a training begins with in the place of some of the initial ones; see raygen.warm_start."""
+
+    source: str = Field(description="the model that they come from, which is not needed any more")
+    digest: str = Field(description="of the file in the run folder that holds them")
 
 
 class Resources(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -148,6 +164,10 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     health: HealthOptions = Field(default_factory=HealthOptions)
     resources: Resources = Field(default_factory=Resources)
     seed: int = Field(0, ge=0, description="of initial weights, data order and training noise")
+    warm_start: WarmStart | None = Field(
+        None,
+        description="of a gan, what its generator begins as (--from sets it); none: initial weights from the seed",
+    )
 
     @classmethod
     def create(cls, model: str, settings: Settings) -> Self:
@@ -165,6 +185,10 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
         _check_settings(settings)
         return self._validated(_merged_spec(self.model_dump(mode="json"), _nested(settings)))
 
+    def warm_started(self, warm_start: WarmStart) -> Self:
+        """This spec for a training that begins with other weights."""
+        return self.model_copy(update={"warm_start": warm_start})
+
     def batch_sizes(self) -> tuple[int, int]:
         """The smallest and the largest batch size that this job may use."""
         return self.training.batch_size, self.training.batch_size
@@ -173,7 +197,7 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     def paths(cls, model: str, optimizer: type[OptimizerOptions] = AdamOptions) -> list[str]:
         """The dotted path of every field that can be set, for `model` and an optimizer."""
         chosen = {ModelOptions: models.find(model).Options, OptimizerOptions: optimizer}
-        return [path for path in _paths(cls, chosen) if path != "version"]
+        return [path for path in _paths(cls, chosen) if path not in ("version", "warm_start")]
 
     def check_trainable(self) -> None:
         """Raise SpecError if the version that made this spec meant another training by it."""
@@ -212,7 +236,18 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     def _check_metrics(self) -> Self:
         for name in self.evaluation.all_metrics:
             _check_metric(name, self.model.name)
+            self._check_prior(name)
         return self
+
+    def _check_prior(self, metric: str) -> None:
+        """Raise SpecError if the metric judges samples, and the model's options leave it without a prior."""
+        from raygen.models import _base
+
+        if metrics.find(metric).requires is _base.Sampler and self.model.prior_name is None:
+            raise SpecError(
+                f"{metric} judges samples, and this {self.model.name} has no prior, as neither samples nor latents "
+                "are judged: type --objective val_mse, or set model.adversarial=both"
+            )
 
     @model_validator(mode="after")
     def _check_corruption(self) -> Self:
@@ -221,6 +256,14 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
             raise SpecError(
                 f"data.corruption: {self.model.name} cannot restore images, as {why} compares none with its "
                 "reconstruction; leave it out, or train ae, vae, aegan or vaegan"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_balance(self) -> Self:
+        if self.data.balance and self.data.normal_class is not None:
+            raise SpecError(
+                "data.balance: with data.normal_class there is one class alone, and nothing to balance; leave one out"
             )
         return self
 
@@ -351,9 +394,12 @@ class TuneSpec(TrainSpec, frozen=True, extra="forbid"):
 
 
 def _check_settings(settings: Settings) -> None:
-    """Raise SpecError for what nobody can set: the version, and fields that are no more."""
+    """Raise SpecError for what nobody can set: the version, digests of weights, and fields that are no more."""
     if "version" in settings:
         raise SpecError("version: it says which Raygen made the spec, and is not set; leave it out")
+    for path in settings:
+        if path.partition(".")[0] == "warm_start":
+            raise SpecError(f"{path}: it follows from `raygen train gan --from RUN`, and is not set; leave it out")
     for path in settings.keys() & versions.FORMER.keys():
         raise SpecError(f"there is no field {path!r} any more; {versions.FORMER[path]}")
 

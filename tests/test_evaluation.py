@@ -13,9 +13,10 @@ import torch
 from raygen import data, evaluation, metrics
 from raygen.data import DataOptions, Dataset, Part
 from raygen.errors import DataError, RaygenError, SpecError
-from raygen.evaluation import EvaluationCard, Judge, Protocol, suitable_metrics
+from raygen.evaluation import EvaluationCard, Judge, suitable_metrics
 from raygen.metrics import _classifier, _features
 from raygen.models._base import ImageShape
+from raygen.protocol import Protocol
 from raygen.results import TrainedModel
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint

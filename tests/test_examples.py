@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 from cli.main import app
+from raygen import data, metrics, results
 from raygen.models._base import ImageShape
+from raygen.plan import Plan
+from raygen.runs import Run
 from raygen.spec import TrainSpec, read_file
 from raygen.training.distributed import CPU
-from raygen.training.loop import build_model
+from raygen.training.loop import build_model, fit
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
 MNIST = ImageShape(1, 28, 28)
+PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
+PADDING = 2
+"""Pixels between two images of a picture."""
 NETWORK = re.compile(r"^# ([\w.]+): (\d+(?:-\d+)+)(?:, (?!code)([\w-]+))?(?:, code (\w+))?$", flags=re.MULTILINE)
 LAYERS = {
     "relu": nn.ReLU,
@@ -49,6 +59,33 @@ def test_an_example_builds_what_its_comment_says(path: Path) -> None:
     assert own == {id(parameter) for parameter in model.parameters()}, "every network is in the comment"
     [count] = re.findall(r"^# parameters: ([\d,]+)$", text, flags=re.MULTILINE)
     assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" == count
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An array of 400 images of MNIST's shape: the digits' 8×8 pixels, enlarged."""
+    small = data.load(data.DataOptions()).train.images[:400].float()
+    images = nn.functional.interpolate(small, size=(28, 28), mode="bilinear").to(torch.uint8)
+    path = tmp_path_factory.mktemp("drawn") / "drawn.npy"
+    np.save(path, images[:, 0].numpy())
+    return path
+
+
+@every_example
+def test_an_example_trains_and_ends_with_its_picture(path: Path, drawn: Path, tmp_path: Path) -> None:
+    model, settings = read_file(path)
+    own = {"data.source": str(drawn), "training.epochs": 1, "evaluation.images": 40}
+    spec = TrainSpec.create(model, {**settings, **own})
+    run = Run.create(tmp_path, "train", spec, PLAN, metrics.find(spec.evaluation.objective).direction)
+    trial = run.new_trial(1, {}, spec)
+    [epoch] = fit(spec, data.load(spec.data), trial.checkpoint)
+    trial.record_epoch(epoch)
+    assert all(math.isfinite(value) for value in epoch.metrics.values())
+    results.collect_best(run)
+    picture, (_, height, width) = run.best_picture()
+    with Image.open(picture) as image:
+        assert image.size == (8 * (width + PADDING), 8 * (height + PADDING))
+        assert len(image.getcolors() or []) > 5
 
 
 def test_there_are_examples_of_four_families() -> None:

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -41,6 +42,8 @@ def test_every_job_in_the_readme_has_a_valid_spec(
     result = runner.invoke(app, [*shlex.split(command)[1:], "--dry-run"])
     if " JOB" in command:
         assert "there is no job 'JOB'" in result.stderr
+    elif " --from shapes" in command:
+        assert "there is no run 'shapes'" in result.stderr
     elif "--gpus" in command and result.exit_code:
         assert re.search(r"this machine has \d+ GPUs", result.stderr), "refused for another reason than missing GPUs"
     else:
@@ -60,7 +63,10 @@ def test_the_python_of_the_readme_runs(
 ) -> None:
     [code] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     monkeypatch.setenv("RAYGEN_STORAGE", str(tmp_path))
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert len(capsys.readouterr().out.splitlines()) == 4
-    assert type(names["model"]).__name__ == "VariationalAutoencoder"
+    images, card, latents, scores = (names[name] for name in ("images", "card", "latents", "scores"))
+    assert images.shape == (16, 1, 8, 8)
+    assert list(card.values) == ["test_elbo", "test_frechet"]
+    assert len(latents) == len(scores.values) == card.values["test_elbo"].images

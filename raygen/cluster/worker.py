@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,17 @@ import torch
 from ray import tune
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from torch import Tensor
 
 from raygen import data
 from raygen.cluster import draining
 from raygen.cluster.room import Room
-from raygen.errors import OutOfMemoryError, ProcessLostError, RaygenError, TrainingError
+from raygen.errors import OutOfMemoryError, ProcessLostError, RaygenError, RunError, TrainingError
+from raygen.models._base import Model
 from raygen.plan import Plan
 from raygen.runs import STOPPED_EARLY, Run, Trial
+from raygen.spec import TrainSpec
+from raygen.training import drawing
 from raygen.training.distributed import Group
 from raygen.training.health import AILMENTS
 from raygen.training.loop import Pace, fit
@@ -110,12 +114,15 @@ def train(trial: Trial, group: Group) -> Generator[EpochLine, None, None]:
             last_pace_at = time.monotonic()
             trial.record_pace(pace)
 
+    dataset = data.load(spec.data)
     epochs = fit(
         spec,
-        data.load(spec.data),
+        dataset,
         trial.checkpoint,
         group=group,
+        warm_weights=trial.warm_weights,
         on_pace=write_pace,
+        on_judged=artist(trial, spec, dataset.validation.images),
         should_stop=trial.should_stop if writes else lambda: False,
         should_save=draining.notices(),
     )
@@ -129,6 +136,22 @@ def train(trial: Trial, group: Group) -> Generator[EpochLine, None, None]:
         raise OutOfMemoryError(
             f"out of memory; lower the batch size ({spec.training.batch_size}) or the model's size"
         ) from error
+
+
+def artist(trial: Trial, spec: TrainSpec, held_out: Tensor) -> Callable[[int, Model], None]:
+    """What leaves a picture of the model after each epoch, unless the spec wants none; never why a training fails."""
+
+    def draw(epoch: int, model: Model) -> None:
+        # Eagerly: the networks would be compiled once more for the few images of a picture.
+        stance = torch.compiler.set_stance("force_eager") if spec.training.compile else contextlib.nullcontext()
+        try:
+            with stance:
+                picture = drawing.picture(model, held_out, spec)
+            trial.record_picture(epoch, picture, keeps=spec.evaluation.keeps_picture)
+        except RunError as error:
+            print(f"trial {trial.number}: no picture of epoch {epoch}: {error}", flush=True)
+
+    return draw if spec.evaluation.pictures != "none" else lambda epoch, model: None
 
 
 def train_on_workers(trial: Trial, plan: Plan) -> Generator[EpochLine, None, None]:

@@ -13,9 +13,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from raygen.data import catalog
 from raygen.errors import DataError
@@ -28,7 +28,20 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "validation", "test"]
 
+Augmentation = Literal["flip", "shift", "crop"]
+
 SMALLEST_SIDE = 8  # pixels
+
+
+def _as_names(value: Any) -> Any:
+    """`flip,shift` and `[flip, shift]` as a list: the names that are typed have no quotes."""
+    if not isinstance(value, str):
+        return value
+    return [name for part in value.strip().removeprefix("[").removesuffix("]").split(",") if (name := part.strip())]
+
+
+def _in_order(names: tuple[Augmentation, ...]) -> tuple[Augmentation, ...]:
+    return tuple(name for name in get_args(Augmentation) if name in names)
 
 
 class DataOptions(BaseModel):
@@ -59,6 +72,15 @@ class DataOptions(BaseModel):
     )
     normal_class: int | None = Field(
         None, ge=0, description="train on the images of this class only, to find what is none; none: all classes"
+    )
+    balance: bool = Field(False, description="draw each class equally often, for classes of uneven sizes")
+    augment: Annotated[tuple[Augmentation, ...], BeforeValidator(_as_names), AfterValidator(_in_order)] = Field(
+        (),
+        description="change training images at random, any of flip (left to right), shift and crop; none: as they are",
+    )
+    augment_shift: float = Field(0.1, gt=0, le=0.5, description="part of a side to shift by at most (augment shift)")
+    augment_crop: float = Field(
+        0.8, gt=0, lt=1, description="part of a side that a crop has at least, to be enlarged again (augment crop)"
     )
     corruption: Literal["noise", "mask", "downsample"] | None = Field(
         None,
@@ -139,6 +161,15 @@ class Dataset:
         """Shape of one image, (C, H, W)."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    def classes_to_balance(self) -> Tensor:
+        """The classes of the training images, int64 [N]; raises DataError if there are none."""
+        if self.train.labels is None:
+            raise DataError(
+                f"data.balance: {self.name} has no classes to draw equally often; leave it out, or take images in a "
+                "sub-folder for each class or a .npz file with `labels`"
+            )
+        return self.train.labels
 
     def part(self, split: Split) -> Part:
         """One part by its name; raises DataError for a test part that is not there, saying why."""

@@ -65,8 +65,7 @@ def decoder(options: ModelOptions, shape: ImageShape, activation: nn.Module) -> 
     Dense ones may be of other sizes (`decoder_hidden`).
     """
     if options.arch == "mlp":
-        hidden = options.hidden[::-1] if options.decoder_hidden is None else options.decoder_hidden
-        sizes = [options.latent_dim, *hidden, math.prod(shape)]
+        sizes = [options.latent_dim, *options.decoder_sizes, math.prod(shape)]
         return nn.Sequential(*_dense(sizes, activation), nn.Unflatten(1, tuple(shape)))
     pyramid, channels = _pyramid(shape, options.width)
     smallest = (channels[-1], *pyramid[-1])

@@ -43,8 +43,13 @@ class ModelOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return sizes
 
     @property
-    def prior_name(self) -> str:
-        """What latents are drawn from to make samples, in a family that has a prior."""
+    def decoder_sizes(self) -> Sizes:
+        """Dense layer sizes of the decoder or generator, from the latents outwards (arch mlp)."""
+        return self.hidden[::-1] if self.decoder_hidden is None else self.decoder_hidden
+
+    @property
+    def prior_name(self) -> str | None:
+        """What latents are drawn from to make samples; None if nothing trains latents and images to suit a prior."""
         return "standard normal"
 
     @property

@@ -30,6 +30,10 @@ class Autoencoder(Model):
             "none", description="on the bottleneck itself"
         )
 
+        @property
+        def prior_name(self) -> None:
+            return None
+
     recipe = {"evaluation": {"objective": "val_mse"}}
 
     def __init__(self, options: Options, shape: ImageShape) -> None:

@@ -2,11 +2,15 @@
 
 Judging images: reconstruction and adversarial losses for images, and the latents are drawn to the prior by a
 discriminator of their own (Makhzani et al. 2016, "Adversarial autoencoders"; with a GAN of images as in Lazarou
-2020, "Autoencoding generative adversarial networks"). Judging pairs: one discriminator tells (x, E(x)) from
-(G(z), z), which draws both to the same joint distribution, and so the latents to the prior (Dumoulin et al. 2017,
-"Adversarially learned inference"; Donahue et al. 2017, "Adversarial feature learning"); the reconstruction loss
-beside it is that of Li et al. 2017, "ALICE: towards understanding adversarial learning for joint distribution
-matching", and without it (reconstruction 0) this is a BiGAN.
+2020, "Autoencoding generative adversarial networks"). Beside real images it sees samples G(z), reconstructions
+G(E(x)), or both, as in Larsen et al. 2016, "Autoencoding beyond pixels using a learned similarity metric". Judging
+pairs: one discriminator tells (x, E(x)) from (G(z), z), which draws both to the same joint distribution, and so the
+latents to the prior (Dumoulin et al. 2017, "Adversarially learned inference"; Donahue et al. 2017, "Adversarial
+feature learning"); the reconstruction loss beside it is that of Li et al. 2017, "ALICE: towards understanding
+adversarial learning for joint distribution matching", and without it (reconstruction 0) this is a BiGAN.
+
+Samples are autoencoded too if `cycle` weighs |E(G(z)) - z|², as in Srivastava et al. 2017, "VEEGAN: reducing mode
+collapse in GANs using implicit variational learning".
 """
 
 from __future__ import annotations
@@ -15,16 +19,13 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raygen.models import _blocks
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Phase
 from raygen.models._options import AdversarialOptions, Sizes
-
-FEATURES = 256
-"""Size of what a discriminator of pairs takes from the image, before it is joined with the latents."""
 
 
 class AutoencodingGAN(Model):
@@ -41,8 +42,28 @@ class AutoencodingGAN(Model):
         judges: Literal["images", "pairs"] = Field(
             "images", description="what the discriminator sees: images, or images with their latents (ALI, BiGAN)"
         )
+        latent_judge: bool = Field(
+            True, description="a second discriminator draws the latents to the prior (judges images)"
+        )
+        adversarial: Literal["samples", "reconstructions", "both"] = Field(
+            "samples",
+            description="what the discriminator of images sees beside real ones: G(z), G(E(x)), or as many of each",
+        )
+        loss: Literal["non-saturating", "minimax"] = Field(
+            "non-saturating", description="adversarial loss of encoder and generator"
+        )
         reconstruction: float = Field(
             50.0, ge=0, description="weight of the mean squared reconstruction error beside the adversarial losses"
+        )
+        cycle: float = Field(
+            0.0, ge=0, description="weight of the mean squared error of samples' latents, E(G(z)) against z; 0: none"
+        )
+        pair_features: int = Field(
+            256,
+            ge=0,
+            le=65_536,
+            description="numbers that are made of an image before it is joined with its latents (judges pairs); "
+            "0: its pixels are joined",
         )
         latent_hidden: Sizes = Field(
             (256,), description="dense layer sizes of the discriminator where it looks at latents"
@@ -53,8 +74,31 @@ class AutoencodingGAN(Model):
             return self.reconstruction > 0
 
         @property
-        def prior_name(self) -> str:
+        def prior_name(self) -> str | None:
+            """None if neither samples nor latents are judged, so that nothing fits decoder and prior to each other."""
+            if self.adversarial == "reconstructions" and not self.latent_judge:
+                return None
             return "uniform" if self.prior == "uniform" else super().prior_name
+
+        @field_validator("latent_judge", "adversarial")
+        @classmethod
+        def _check_judges(cls, value: bool | str, info: ValidationInfo) -> bool | str:
+            if info.data.get("judges") == "pairs" and value != cls.model_fields[str(info.field_name)].default:
+                raise ValueError(
+                    "one discriminator judges (x, E(x)) against (G(z), z); leave it out, or set model.judges=images"
+                )
+            return value
+
+        @field_validator("cycle")
+        @classmethod
+        def _check_cycle(cls, weight: float, info: ValidationInfo) -> float:
+            has_samples = info.data.get("adversarial") != "reconstructions" or info.data.get("latent_judge")
+            if weight > 0 and not has_samples:
+                raise ValueError(
+                    "without a judge of samples or latents there are no samples; leave it out, or set "
+                    "model.adversarial=both"
+                )
+            return weight
 
     recipe = {
         "optimizer": {"beta1": 0.5},
@@ -64,8 +108,7 @@ class AutoencodingGAN(Model):
 
     def __init__(self, options: Options, shape: ImageShape) -> None:
         super().__init__(options, shape)
-        self.prior = options.prior
-        self.reconstruction = options.reconstruction
+        self.options = options
         self.encoder = _blocks.encoder(
             options, shape, options.latent_dim, _blocks.named_activation(options.activation)
         )
@@ -82,7 +125,7 @@ class AutoencodingGAN(Model):
         return logits.sigmoid()
 
     def sample(self, latents: Tensor) -> Tensor:
-        return self.decode(_blocks.from_prior(self.prior, latents))
+        return self.decode(_blocks.from_prior(self.options.prior, latents))
 
     def phases(self) -> list[Phase]:
         autoencoder = [*self.encoder.parameters(), *self.generator.parameters()]
@@ -95,38 +138,63 @@ class AutoencodingGAN(Model):
         return 0.0, 2 * math.log(2)
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Cross-entropy of telling encoded pairs (x, E(x)) from generated ones (G(z), z)."""
-        latents = _blocks.from_prior(self.prior, batch.noise.normal("discriminator latents", self.latent_dim))
+        """Cross-entropy of telling encoded pairs (x, E(x)) from generated ones (G(z), z), or G(E(x)) for G(z)."""
         with torch.no_grad():
-            codes, samples = self.encode(batch.inputs).float(), self.decode(latents).float()
-        encoded, generated = self.discriminator(batch.images, codes), self.discriminator(samples, latents)
-        loss = (F.softplus(-encoded) + F.softplus(generated)).mean()
+            codes, latents = self.encode(batch.inputs).float(), self._prior_latents(batch, "discriminator")
+            fakes = [images.float() for images in self._fakes(codes, latents).values()]
+        encoded = self.discriminator(batch.images, codes)
+        generated = torch.cat([self.discriminator(images, latents) for images in fakes])
+        loss = F.softplus(-encoded).mean() + F.softplus(generated).mean()
         return loss, {"encoded_logit": encoded.mean(), "generated_logit": generated.mean()}
 
     def _autoencoder_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Reconstruction error, and both kinds of pair mistaken for the other, in the form that does not saturate."""
-        latents = _blocks.from_prior(self.prior, batch.noise.normal("autoencoder latents", self.latent_dim))
-        codes = self.encode(batch.inputs)
-        error = F.mse_loss(self.decode(codes).float(), batch.images)
-        generated = self.discriminator(self.decode(latents), latents)
-        encoded = self.discriminator(batch.images, codes)
+        """Reconstruction errors of images and of samples' latents, and both kinds of pair mistaken for the other."""
+        codes, latents = self.encode(batch.inputs), self._prior_latents(batch, "autoencoder")
+        fakes = self._fakes(codes, latents)
+        generated = torch.cat([self.discriminator(images, latents) for images in fakes.values()])
         # The first logit depends on the image, the last on the latents; for pairs there is one that does on both.
-        adversarial = (F.softplus(-generated[:, 0]) + F.softplus(encoded[:, -1])).mean()
-        return self.reconstruction * error + adversarial, {"reconstruction": error}
+        loss = self._deceived(generated[:, 0])
+        if self.options.latent_judge:
+            loss = loss + self._deceived(-self.discriminator(batch.images, codes)[:, -1])
+        reconstructions = fakes["reconstructions"] if "reconstructions" in fakes else self.decode(codes)
+        errors = {"reconstruction": F.mse_loss(reconstructions.float(), batch.images)}
+        loss = loss + self.options.reconstruction * errors["reconstruction"]
+        if self.options.cycle > 0:
+            samples = fakes["samples"] if "samples" in fakes else self.decode(latents)
+            errors["cycle"] = F.mse_loss(self.encode(samples).float(), latents)
+            loss = loss + self.options.cycle * errors["cycle"]
+        return loss, errors
+
+    def _prior_latents(self, batch: Batch, phase: str) -> Tensor:
+        """Latents [B, D] drawn from the prior."""
+        return _blocks.from_prior(self.options.prior, batch.noise.normal(f"{phase} latents", self.latent_dim))
+
+    def _fakes(self, codes: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """By name, the images [B, C, H, W] that are shown beside real ones: decoded codes [B, D], latents [B, D]."""
+        decoded = {"samples": latents, "reconstructions": codes}
+        shown = decoded if self.options.adversarial == "both" else (self.options.adversarial,)
+        return {name: self.decode(decoded[name]) for name in shown}
+
+    def _deceived(self, logits: Tensor) -> Tensor:
+        """The loss of those who want logits [N] that are low in truth to be high."""
+        return -F.softplus(logits).mean() if self.options.loss == "minimax" else F.softplus(-logits).mean()
 
 
 class _Marginals(nn.Module):
-    """Judges images and latents each by itself."""
+    """Judges images, and latents if the options say so, each by itself."""
 
     def __init__(self, options: AutoencodingGAN.Options, shape: ImageShape) -> None:
         super().__init__()
         activation = _blocks.named_activation(options.discriminator_activation)
         self.images = _blocks.encoder(options, shape, 1, activation)
-        self.latents = _blocks.dense([options.latent_dim, *options.latent_hidden, 1], activation)
+        self.latents: nn.Module | None = None
+        if options.latent_judge:
+            self.latents = _blocks.dense([options.latent_dim, *options.latent_hidden, 1], activation)
 
     def forward(self, images: Tensor, latents: Tensor) -> Tensor:
-        """Logits [B, 2], high for encoded images and for their latents: images [B, C, H, W], latents [B, D]."""
-        return torch.cat([self.images(2 * images - 1), self.latents(latents)], dim=1).float()
+        """Logits [B, 1 or 2], high for encoded images and for their latents: images [B, C, H, W], latents [B, D]."""
+        logits: Tensor = self.images(2 * images - 1)
+        return logits.float() if self.latents is None else torch.cat([logits, self.latents(latents)], dim=1).float()
 
 
 class _Pairs(nn.Module):
@@ -135,8 +203,11 @@ class _Pairs(nn.Module):
     def __init__(self, options: AutoencodingGAN.Options, shape: ImageShape) -> None:
         super().__init__()
         activation = _blocks.named_activation(options.discriminator_activation)
-        self.images = nn.Sequential(_blocks.encoder(options, shape, FEATURES, activation), activation)
-        self.pairs = _blocks.dense([FEATURES + options.latent_dim, *options.latent_hidden, 1], activation)
+        features = options.pair_features or math.prod(shape)
+        self.images = nn.Sequential(nn.Flatten())
+        if options.pair_features:
+            self.images = nn.Sequential(_blocks.encoder(options, shape, features, activation), activation)
+        self.pairs = _blocks.dense([features + options.latent_dim, *options.latent_hidden, 1], activation)
 
     def forward(self, images: Tensor, latents: Tensor) -> Tensor:
         """Logits [B, 1], high for encoded pairs, of images [B, C, H, W] in [0, 1] and latents [B, D]."""

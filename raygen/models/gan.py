@@ -62,7 +62,7 @@ class GenerativeAdversarialNetwork(Model):
         )
 
         @property
-        def prior_name(self) -> str:
+        def prior_name(self) -> str | None:
             return "uniform" if self.prior == "uniform" else super().prior_name
 
         @property

@@ -8,6 +8,7 @@ holds where the training stands. A checkpoint is written beside the old one, flu
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from raygen.errors import CheckpointError
@@ -123,6 +124,23 @@ def read_weights(path: Path, *, prefix: str = "") -> Weights:
     """The tensors of a file whose names begin with `prefix`, which is left out; raises CheckpointError naming it."""
     with explained(f"cannot read the weights {path}"):
         return _read(path, prefix)
+
+
+def digest(content: bytes) -> str:
+    """Sixteen hexadecimal digits that tell a file from others."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def begin_with(path: Path, expected: str, model: nn.Module) -> None:
+    """Load a file's weights in the place of those that the model has under these names.
+
+    Raises CheckpointError naming the file if it cannot be read, or has not the digest `expected`.
+    """
+    with explained(f"cannot start from the weights {path}"):
+        content = path.read_bytes()
+        if digest(content) != expected:
+            raise ValueError(f"its digest is {digest(content)}, not {expected}, as the spec says")
+        model.load_state_dict({**model.state_dict(), **load(content)})
 
 
 def _tensors(trained: Trained, progress: Progress) -> Weights:

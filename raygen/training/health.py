@@ -16,8 +16,8 @@ from typing import get_args
 import torch
 
 from raygen.errors import Ailment, UnhealthyError
-from raygen.models._base import Adversarial, GaussianEncoder, Model, Sampler
-from raygen.spec import HealthOptions
+from raygen.models._base import Adversarial, GaussianEncoder, Model
+from raygen.spec import HealthOptions, TrainSpec
 from raygen.training.checkpoint import Progress
 from raygen.training.distributed import Group
 
@@ -25,10 +25,11 @@ AILMENTS: tuple[Ailment, ...] = get_args(Ailment)
 COVERAGE, ACTIVE_UNITS = "val_coverage", "val_active_units"
 
 
-def needed_metrics(model: Model, options: HealthOptions) -> list[str]:
+def needed_metrics(model: Model, spec: TrainSpec) -> list[str]:
     """The names of the metrics that the model's health is told by."""
-    needed = []
-    if options.enabled and options.min_coverage > 0 and isinstance(model, Adversarial) and isinstance(model, Sampler):
+    needed, options = [], spec.health
+    has_prior = spec.model.prior_name is not None
+    if options.enabled and options.min_coverage > 0 and isinstance(model, Adversarial) and has_prior:
         needed.append(COVERAGE)
     if options.enabled and options.min_active_units > 0 and isinstance(model, GaussianEncoder):
         needed.append(ACTIVE_UNITS)

@@ -20,13 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raygen import corruption, metrics, models
+from raygen import augmentation, corruption, metrics, models
 from raygen.data import Dataset
 from raygen.errors import CheckpointError, NonFiniteLossError, NonFiniteObjectiveError, SpecError, UnhealthyError
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Noise, Phase, derived_seed
 from raygen.optimizer_options import OptimizerOptions
 from raygen.spec import TrainSpec
-from raygen.training import checkpoint, health, optimizers
+from raygen.training import checkpoint, health, optimizers, order
 from raygen.training.checkpoint import Best, Progress, Trained
 from raygen.training.distributed import ALONE, Group
 from raygen.training.evaluation import evaluate, held_out_images
@@ -186,10 +186,11 @@ def learning_rate_scale(options: OptimizerOptions, *, step: int, steps: int) -> 
 class Batches:
     """One rank's part of every batch, indexed from uint8 images that stay in memory; no work per image.
 
-    If the spec says so, with the images as a model sees them that learns to restore them.
+    Changed at random if the spec says so, and with what a model sees of them that learns to restore them. With
+    `labels` [N] each class comes equally often.
     """
 
-    def __init__(self, images: Tensor, spec: TrainSpec, group: Group) -> None:
+    def __init__(self, images: Tensor, spec: TrainSpec, group: Group, *, labels: Tensor | None = None) -> None:
         self.batch_size = spec.training.batch_size
         self.per_epoch = len(images) // self.batch_size
         together = spec.model.images_judged_together
@@ -203,20 +204,26 @@ class Batches:
         self._options = spec.data
         self._rows = group.rows(self.batch_size, together=together)
         self._images = images.to(group.device)
+        self._members = None if labels is None else order.by_class(labels)
         self._generator = torch.Generator(group.device)
 
     def from_step(self, step: int) -> Iterator[Batch]:
         """The batches of the epoch that `step` is in, from `step` on; the last incomplete batch is left out."""
         epoch, done = divmod(step, self.per_epoch)
-        order = torch.randperm(
-            len(self._images), generator=torch.Generator().manual_seed(derived_seed(self._seed, "order", epoch))
-        ).to(self._images.device)
+        positions = self._order(epoch).to(self._images.device)
         for index in range(done, self.per_epoch):
             first = index * self.batch_size
-            rows = order[first + self._rows.start : first + self._rows.stop]
-            images = self._images.index_select(0, rows).to(torch.float32).div_(255)
+            rows = positions[first + self._rows.start : first + self._rows.stop]
             noise = self._noise(epoch * self.per_epoch + index)
+            images = self._images.index_select(0, rows).to(torch.float32).div_(255)
+            images = augmentation.augmented(self._options, images, noise)
             yield Batch(images=images, noise=noise, corrupted=corruption.corrupted(self._options, images, noise))
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derived_seed(self._seed, "order", epoch))
+        if self._members is None:
+            return torch.randperm(len(self._images), generator=generator)
+        return order.balanced(self._members, self.per_epoch * self.batch_size, generator)
 
     def _noise(self, step: int) -> Noise:
         return Noise(
@@ -230,22 +237,32 @@ def fit(
     checkpoint_path: Path,
     *,
     group: Group = ALONE,
+    warm_weights: Path | None = None,
     on_pace: Callable[[Pace], None] = lambda pace: None,
+    on_judged: Callable[[int, Model], None] = lambda epoch, model: None,
     should_stop: Callable[[], bool] = lambda: False,
     should_save: Callable[[], bool] = lambda: False,
 ) -> Generator[Epoch, None, None]:
     """Train as the spec says, going on from the checkpoint at `checkpoint_path`; yields each epoch.
 
-    Rank 0 alone judges the model and writes checkpoints: when one is due, or any rank asks for one at a sync. On a
-    stop (asked for by any rank at a sync), and when the iterator is closed, a checkpoint is left to go on from; where
-    a training is stopped because it has gone wrong, one with its best weights. Raises UnhealthyError,
-    NonFiniteLossError or NonFiniteObjectiveError then, CheckpointError, and SpecError if spec and data do not fit.
+    A training without one begins with the weights from the spec's seed, and if the spec names a warm start with those
+    in the file `warm_weights`.
+
+    Rank 0 alone judges the model, hands each epoch's number with the model that was judged to `on_judged`, and writes
+    checkpoints: when one is due, or any rank asks for one at a sync. On a stop (asked for by any rank at a sync), and
+    when the iterator is closed, a checkpoint is left to go on from; where a training is stopped because it has gone
+    wrong, one with its best weights. Raises UnhealthyError, NonFiniteLossError or NonFiniteObjectiveError then,
+    CheckpointError, and SpecError or DataError if spec and data do not fit.
     """
     spec.check_trainable()
     # Without this, cuDNN may add up in another order each time, and a resumed run would drift from the first.
     torch.backends.cudnn.deterministic = True
-    batches = Batches(dataset.train.images, spec, group)
+    labels = dataset.classes_to_balance() if spec.data.balance else None
+    batches = Batches(dataset.train.images, spec, group, labels=labels)
     model = build_model(spec, ImageShape(*dataset.shape), group.device)
+    if spec.warm_start is not None:
+        assert warm_weights is not None, "whoever starts a training from weights says where they are"
+        checkpoint.begin_with(warm_weights, spec.warm_start.digest, model)
     training = Training(spec, model, steps=spec.training.epochs * batches.per_epoch, group=group)
     progress = checkpoint.restore(checkpoint_path, training.trained)
     _check_same_start(progress.step, group)
@@ -271,6 +288,8 @@ def fit(
         except (NonFiniteLossError, NonFiniteObjectiveError):
             saver.save_best()
             raise
+        if group.rank == 0:
+            on_judged(number, training.judged)
         try:
             yield epoch
         except GeneratorExit:
@@ -343,10 +362,10 @@ def _finished_epoch(
     """
     values = {name: total / progress.counts[name] for name, total in progress.sums.items()}
     progress.sums, progress.counts = {}, {}
-    is_best, ailment, options = False, None, training.spec.health
+    is_best, ailment = False, None
     objective = metrics.find(training.spec.evaluation.objective)
     if training.group.rank == 0:
-        also = health.needed_metrics(training.model, options)
+        also = health.needed_metrics(training.model, training.spec)
         values |= evaluate(training.judged, held_out, training.spec.evaluation, also=also, inputs=inputs)
     _check_finite(objective.name, values.get(objective.name, 0.0), training.group)
     if training.group.rank == 0:
@@ -355,7 +374,7 @@ def _finished_epoch(
         if is_best:
             weights = {name: tensor.detach().clone() for name, tensor in training.judged.state_dict().items()}
             progress.best = Best(epoch=number, step=progress.step, metrics=values, weights=weights)
-        ailment = health.examine(training.model, options, progress, values, improved=is_best)
+        ailment = health.examine(training.model, training.spec.health, progress, values, improved=is_best)
     epoch = Epoch(
         epoch=number, step=progress.step, metrics=values, train_s=round(progress.train_s, 3), is_best=is_best
     )

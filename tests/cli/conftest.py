@@ -9,9 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from raygen import data, metrics, results
+from raygen.data import Dataset
+from raygen.models._base import Model
 from raygen.plan import Plan
-from raygen.runs import Run
+from raygen.runs import Run, Trial
 from raygen.spec import TrainSpec
+from raygen.training import drawing
 from raygen.training.loop import fit
 
 PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
@@ -20,6 +23,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "plane": ("vae", {"model.latent_dim": 2}),
     "noisy": ("ae", {"data.corruption": "noise", "model.latent_dim": 16}),
     "small": ("ae", {"data.corruption": "downsample", "data.corruption_factor": 2, "training.epochs": 2}),
+    "critic": (
+        "aegan",
+        {"model.adversarial": "reconstructions", "model.latent_judge": False, "evaluation.objective": "val_mse"},
+    ),
+    "shapes": ("ae", {"model.arch": "conv", "model.latent_dim": 64, "training.epochs": 1}),
     "zeros": ("ae", {"data.normal_class": 0, "training.batch_size": 16}),
 }
 """Family and settings of each run, by its name."""
@@ -44,7 +52,14 @@ def trained_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         direction = metrics.find(spec.evaluation.objective).direction
         run = Run.create(storage, "train", spec, PLAN, direction, name=name)
         trial = run.new_trial(1, {}, spec)
-        for epoch in fit(spec, data.load(spec.data), trial.checkpoint):
+        dataset = data.load(spec.data)
+
+        def draw(epoch: int, model: Model, trial: Trial = trial, dataset: Dataset = dataset) -> None:
+            spec = trial.spec()
+            picture = drawing.picture(model, dataset.validation.images, spec)
+            trial.record_picture(epoch, picture, keeps=spec.evaluation.keeps_picture)
+
+        for epoch in fit(spec, dataset, trial.checkpoint, on_judged=draw):
             trial.record_epoch(epoch)
         trial.set_status("finished")
         run.set_status("finished")

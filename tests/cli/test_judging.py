@@ -24,7 +24,8 @@ from cli.main import app
 from raygen import comparison, data, evaluation, inspection, prior
 from raygen.data import Dataset
 from raygen.errors import SpecError
-from raygen.evaluation import EvaluationCard, Protocol
+from raygen.evaluation import EvaluationCard
+from raygen.protocol import Protocol
 from raygen.results import TrainedModel
 
 
@@ -50,7 +51,7 @@ def test_all_suitable_metrics_are_on_the_card(
     card = EvaluationCard.model_validate_json((best / "evaluation.json").read_text())
     assert card.model_dump(mode="json") == printed
     loaded = raygen.load(model, storage=trained_storage)
-    expected = evaluation.evaluate(loaded, digits, list(card.values), Protocol(images=100, seed=3))
+    expected = evaluation.evaluate(loaded, digits, None, Protocol(images=100, seed=3))
     assert card == expected
     left_out = {"val_modes", "val_anomaly_auroc", "val_is_log_likelihood"}
     assert list(card.values) == [name for name in evaluation.suitable_metrics(loaded) if name not in left_out]
@@ -271,8 +272,7 @@ def test_the_spread_over_seeds_is_part_of_it(models: dict[str, TrainedModel], di
     mixed = {"ae": of_seeds["ae"], "vae": models["vae"]}
     told = []
     for pair in ({name: models[name] for name in ("ae", "vae")}, mixed, of_seeds):
-        ranked = comparison.compare(pair, digits, ["val_mse"], protocol)
-        told += comparison.differences(ranked, "val_mse", protocol)
+        told += comparison.compare(pair, digits, ["val_mse"], protocol).differences
     assert [each.over_seeds for each in told] == [False, False, True]
     images = told[0].spread
     assert told[1].spread == pytest.approx(math.hypot(images, 2 * 0.3))
@@ -328,7 +328,7 @@ def computable(model: TrainedModel) -> list[str]:
 def test_tables_fit_their_terminal(models: dict[str, TrainedModel], digits: Dataset, columns: int) -> None:
     names = ["val_frechet", "val_precision", "val_recall", "val_coverage", "val_ssim"]
     named = {f"{name}-digits-20261120-173308": model for name, model in models.items()}
-    ranked = comparison.compare(named, digits, names, Protocol(network="classifier", images=50))
+    ranked = comparison.compare(named, digits, names, Protocol(network="classifier", images=50)).ranked
     console = Console(width=columns, file=io.StringIO())
     console.print(cards.comparison_table(ranked, names))
     console.print(cards.card_table(ranked[0].card))

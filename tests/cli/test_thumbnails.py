@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -15,6 +19,7 @@ from typer.testing import CliRunner
 from cli import console, thumbnails
 from cli.main import app
 from raygen import pictures
+from raygen.errors import RunError
 from raygen.runs import Run
 
 
@@ -62,6 +67,65 @@ def test_a_terminal_gets_them(trained_storage: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(console, "data", lambda: screen)
     thumbnails.show(Run(trained_storage / "gan"))
     assert isinstance(screen.file, io.StringIO)
-    lines = screen.file.getvalue().splitlines()
-    assert len(lines) == 4 + 1 + 4
-    assert all(line.count("▀") == 4 * 9 - 1 for line in lines)
+    best, headed = screen.file.getvalue().splitlines()[:9], screen.file.getvalue().splitlines()[9:]
+    assert all(line.count("▀") == 4 * 9 - 1 for line in best)
+    assert headed[0] == "trial 1 after epoch"
+    assert headed[1].split() == ["1", "20"]
+    assert len(headed[2:]) == 8 + 1 + 8
+    assert all(line.count("▀") == 2 * 17 - 1 for line in headed[2:])
+
+
+def test_progress_is_shown_of_a_run_that_has_no_best_model_yet(
+    trained_storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained_storage / "ae", tmp_path / "ae", ignore=shutil.ignore_patterns("best"))
+    screen = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=80)
+    monkeypatch.setattr(console, "data", lambda: screen)
+    thumbnails.show(Run(tmp_path / "ae"))
+    assert isinstance(screen.file, io.StringIO)
+    assert screen.file.getvalue().startswith("trial 1 after epoch\n1 ")
+    shutil.rmtree(tmp_path / "ae/trials/001/samples")
+    with pytest.raises(RunError, match="ae has no pictures of its training"):
+        thumbnails.show(Run(tmp_path / "ae"))
+
+
+def test_the_same_images_stand_beside_each_other_after_each_epoch() -> None:
+    colours = torch.zeros(3, 64, 3, 32, 32)
+    for epoch in range(3):
+        colours[epoch, 0, epoch], colours[epoch, 8, (epoch + 1) % 3] = 1, 1
+    small = np.asarray(thumbnails.first_column([pictures.grid(images) for images in colours]))
+    assert small.shape == (16 + 2 + 16, 3 * 17 - 1, 3)
+    for epoch in range(3):
+        columns = slice(17 * epoch, 17 * epoch + 16)
+        for rows, channel in ((slice(0, 16), epoch), (slice(18, 34), (epoch + 1) % 3)):
+            assert (small[rows, columns].reshape(-1, 3) == np.eye(3)[channel] * 255).all()
+
+
+@given(epochs=st.lists(st.integers(1, 1000), min_size=1, max_size=40, unique=True).map(sorted), most=st.integers(0, 9))
+def test_the_first_and_the_last_epoch_are_shown_and_some_between(epochs: list[int], most: int) -> None:
+    chosen = thumbnails.spaced(epochs, most)
+    assert len(chosen) == min(len(epochs), max(most, 1))
+    assert chosen == sorted(set(chosen) & set(epochs))
+    assert chosen[-1] == epochs[-1]
+    assert len(chosen) == 1 or chosen[0] == epochs[0]
+    places = [epochs.index(epoch) for epoch in chosen]
+    gaps = [after - before for before, after in itertools.pairwise(places)]
+    assert max(gaps, default=0) - min(gaps, default=0) <= 1
+
+
+def test_a_film_is_written_before_anything_is_shown(trained: CliRunner, tmp_path: Path) -> None:
+    result = trained.invoke(app, ["show", "vae", "--film", "out.gif"])
+    assert result.exit_code == 0, result.output
+    assert "a film of trial 1 in out.gif: 6 pictures" in result.stderr
+    with Image.open(tmp_path / "out.gif") as film:
+        assert getattr(film, "n_frames", 1) == 6  # epochs 1, 2, 4, 8, 16 and 20
+    for arguments, reason in (
+        (["vae", "--film", "out.png"], "name a file that ends in .gif"),
+        (["vae", "--film", "no/out.gif"], "make the folder no first"),
+        (["untrained", "--film", "other.gif"], "untrained has no pictures of its training: the first comes after"),
+    ):
+        result = trained.invoke(app, ["show", *arguments])
+        assert result.exit_code == 2
+        assert reason in result.stderr
+        assert result.stdout == ""
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".gif"] == ["out.gif"]

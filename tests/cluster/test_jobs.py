@@ -50,6 +50,7 @@ def test_a_search_ends_with_best_checkpoints_that_load_and_sample(queue: Queue, 
     assert values == sorted(values, reverse=True)
     assert len({trial["parameters"]["optimizer.lr"] for trial in summary["trials"]}) == 5
     run = queue.run("search")
+    assert all(list(trial.pictures()) == [1, 2, 4] for trial in run.trials() if len(trial.epochs()) == 4)
     assert [place.name for place in run.best_places()] == ["1", "2", "3"]
     for place, value in zip(run.best_places(), values, strict=False):
         trained = package.load(place)
@@ -75,6 +76,25 @@ def test_two_processes_train_what_one_does(queue: Queue, tmp_path: Path) -> None
     weights, metrics = undisturbed(trial.spec(), tmp_path / "alone")
     assert_close(final_weights(trial), weights, tolerance=1e-5)
     assert trial.epochs()[-1]["metrics"] == pytest.approx(metrics, rel=1e-3)
+
+
+def test_a_gan_begins_as_the_decoder_of_a_run_that_is_not_needed_any_more(queue: Queue, tmp_path: Path) -> None:
+    form = ("--set", "model.arch=mlp", "--set", "model.hidden=[48,24]", "--latent-dim", "6")
+    done = queue.raygen("train", "ae", *form, "--epochs", "40", "--lr", "3e-3", "--cpus", "1", "--name", "shapes")
+    assert done.returncode == 0, done.stderr
+    two = ("--cpus", "2", "--workers", "2", "--epochs", "2", "--lr", "2e-4", "--name", "begun", "--detach")
+    queued = queue.raygen("train", "gan", *form, "--from", "shapes", *two)
+    assert queued.returncode == 0, queued.stderr
+    assert queue.raygen("rm", "shapes", "--yes").returncode == 0
+    queue.wait_for("begun", State.SUCCEEDED)
+    [trial] = queue.run("begun").trials()
+    spec = trial.spec()
+    epochs = list(fit(spec, data.load(spec.data), tmp_path / "alone", warm_weights=trial.warm_weights))
+    assert_close(final_weights(trial), read_weights(tmp_path / "alone", prefix=MODEL), tolerance=1e-4)
+    assert trial.epochs()[-1]["metrics"] == pytest.approx(epochs[-1].metrics, rel=1e-3)
+    scratch = spec.model_copy(update={"warm_start": None})
+    first = next(fit(scratch, data.load(spec.data), tmp_path / "scratch"))
+    assert trial.epochs()[0]["metrics"]["val_frechet"] < 0.7 * first.metrics["val_frechet"]
 
 
 def test_a_killed_worker_process_costs_nothing_but_time(queue: Queue, tmp_path: Path) -> None:

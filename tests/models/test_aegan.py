@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raygen.errors import SpecError
 from raygen.models._base import Batch, ImageShape
+from raygen.results import TrainedModel
 from raygen.spec import TrainSpec
 from raygen.training.distributed import ALONE, CPU
 from raygen.training.loop import Training, build_model
@@ -19,9 +21,14 @@ IMAGES = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0))
 every_mode = pytest.mark.parametrize("judges", ["images", "pairs"])
 
 
-def spec(**options: Any) -> TrainSpec:
+OBJECTIVE = {"objective": "val_mse"}
+"""For models without a prior, whose samples nothing can be judged by."""
+
+
+def spec(objective: str = "val_frechet", **options: Any) -> TrainSpec:
     options = {"arch": "mlp", "hidden": [], "latent_dim": 5, "latent_hidden": [], **options}
-    return TrainSpec.create("aegan", {f"model.{name}": value for name, value in options.items()})
+    settings = {f"model.{name}": value for name, value in options.items()}
+    return TrainSpec.create("aegan", {"evaluation.objective": objective, **settings})
 
 
 def aegan(**options: Any) -> Any:
@@ -40,6 +47,8 @@ def verdicts(model: Any, images: Tensor, latents: Tensor) -> tuple[Tensor, Tenso
         logits = F.linear(torch.cat([seen, latents], dim=1), judge.pairs[0].weight, judge.pairs[0].bias)
         return logits.sigmoid()[:, 0], logits.sigmoid()[:, 0]
     of_images = F.linear(flat(images), judge.images[1].weight, judge.images[1].bias)
+    if judge.latents is None:
+        return of_images.sigmoid()[:, 0], torch.ones(len(images))
     of_latents = F.linear(latents, judge.latents[0].weight, judge.latents[0].bias)
     return of_images.sigmoid()[:, 0], of_latents.sigmoid()[:, 0]
 
@@ -72,6 +81,115 @@ def test_the_autoencoder_reconstructs_and_deceives(judges: str, weight: float, m
     loss, parts = model.phases()[1].loss(batch)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert parts["reconstruction"].item() == pytest.approx(error.item(), rel=1e-5)
+
+
+def shown(model: Any, batch: Batch, phase: str, adversarial: str) -> Tensor:
+    """By hand, the images [N, C, H, W] that count as generated."""
+    samples = model.generator(batch.noise.normal(f"{phase} latents", 5)).sigmoid()
+    reconstructions = model.generator(model.encoder(IMAGES)).sigmoid()
+    of = {"samples": [samples], "reconstructions": [reconstructions], "both": [samples, reconstructions]}
+    return torch.cat(of[adversarial])
+
+
+@pytest.mark.parametrize("adversarial", ["samples", "reconstructions", "both"])
+@pytest.mark.parametrize("latent_judge", [True, False])
+@torch.no_grad()
+def test_what_the_judge_of_images_is_shown(adversarial: str, latent_judge: bool, make_batch: MakeBatch) -> None:
+    """Of samples and reconstructions each weighs a half; a judge of latents weighs as much as that of images."""
+    model, batch = aegan(adversarial=adversarial, latent_judge=latent_judge, **OBJECTIVE), make_batch(IMAGES)
+    codes, latents = model.encode(IMAGES), batch.noise.normal("discriminator latents", 5)
+    of_real, of_codes = verdicts(model, IMAGES, codes)
+    of_fake, _ = verdicts(model, shown(model, batch, "discriminator", adversarial), latents)
+    of_images = -of_real.log().mean() - (1 - of_fake).log().mean()
+    of_latents = -(of_codes.log() + (1 - verdicts(model, IMAGES, latents)[1]).log()).mean()
+    loss, _ = model.phases()[0].loss(batch)
+    expected = (of_images + of_latents) / 2 if latent_judge else of_images
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+    of_fake, _ = verdicts(model, shown(model, batch, "autoencoder", adversarial), latents)
+    error = (model.decode(codes) - IMAGES).square().mean()
+    expected = 50 * error - of_fake.log().mean() - ((1 - of_codes).log().mean() if latent_judge else 0)
+    loss, parts = model.phases()[1].loss(batch)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert parts.keys() == {"reconstruction"}
+
+
+@every_mode
+@torch.no_grad()
+def test_minimax(judges: str, make_batch: MakeBatch) -> None:
+    """Dumoulin et al. 2017, equation 1: encoder and generator minimise what the discriminator maximises."""
+    model, batch = aegan(judges=judges, loss="minimax", reconstruction=0), make_batch(IMAGES)
+    latents = batch.noise.normal("autoencoder latents", 5)
+    by_images, _ = verdicts(model, model.sample(latents), latents)
+    _, by_latents = verdicts(model, IMAGES, model.encode(IMAGES))
+    expected = (1 - by_images).log().mean() + by_latents.log().mean()
+    assert model.phases()[1].loss(batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    other = aegan(judges=judges, reconstruction=0)
+    other.load_state_dict(model.state_dict())
+    assert other.phases()[0].loss(batch)[0].item() == model.phases()[0].loss(batch)[0].item()
+
+
+@every_mode
+@pytest.mark.parametrize("prior", ["normal", "uniform"])
+def test_the_cycle_autoencodes_samples(judges: str, prior: str, make_batch: MakeBatch) -> None:
+    """|E(G(z)) - z|², a mean over the latents, whose gradient encoder and generator both get."""
+    plain, model = aegan(judges=judges, prior=prior), aegan(judges=judges, prior=prior, cycle=7.0)
+    model.load_state_dict(plain.state_dict())
+    batch = make_batch(IMAGES)
+    latents = batch.noise.normal("autoencoder latents", 5)
+    latents = 2 * torch.special.ndtr(latents) - 1 if prior == "uniform" else latents
+    error = (model.encode(model.decode(latents)) - latents).square().mean()
+    loss, parts = model.phases()[1].loss(batch)
+    assert parts["cycle"].item() == pytest.approx(error.item(), rel=1e-5)
+    assert loss.item() == pytest.approx((plain.phases()[1].loss(batch)[0] + 7 * error).item(), rel=1e-5)
+    assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(parts["cycle"], model.phases()[1].params))
+
+
+def test_reconstructions_are_judged_through_the_encoder(make_batch: MakeBatch) -> None:
+    """Without any other term, so that the gradient which the encoder gets is that of the judge of images."""
+    options = {"adversarial": "reconstructions", "latent_judge": False, "reconstruction": 0}
+    model = aegan(**options, **OBJECTIVE)
+    loss, _ = model.phases()[1].loss(make_batch(IMAGES))
+    assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(loss, list(model.encoder.parameters())))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"judges": "pairs", "latent_judge": False}, "model.latent_judge: one discriminator judges (x, E(x))"),
+        ({"judges": "pairs", "adversarial": "both"}, "model.adversarial: one discriminator judges (x, E(x))"),
+        ({"adversarial": "all"}, "model.adversarial: input should be 'samples', 'reconstructions' or 'both'"),
+        ({"loss": "hinge"}, "model.loss: input should be 'non-saturating' or 'minimax'"),
+        ({"cycle": -1}, "model.cycle: input should be greater than or equal to 0"),
+        (
+            {"adversarial": "reconstructions", "latent_judge": False, "cycle": 1.0, **OBJECTIVE},
+            "model.cycle: without a judge of samples or latents there are no samples",
+        ),
+        ({"adversarial": "reconstructions", "latent_judge": False}, "type --objective val_mse"),
+    ],
+)
+def test_what_does_not_go_together(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        spec(**options)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "prior"),
+    [
+        ({}, "standard normal"),
+        ({"judges": "pairs", "prior": "uniform"}, "uniform"),
+        ({"latent_judge": False}, "standard normal"),
+        ({"adversarial": "reconstructions"}, "standard normal"),
+        ({"adversarial": "reconstructions", "latent_judge": False}, None),
+    ],
+)
+def test_a_model_has_a_prior_if_samples_or_latents_are_judged(options: dict[str, Any], prior: str | None) -> None:
+    chosen = spec(**options, **OBJECTIVE)
+    assert chosen.model.prior_name == prior
+    trained = TrainedModel(build_model(chosen, SHAPE, CPU), chosen, {})
+    assert (trained.prior.name if trained.prior else None) == prior
 
 
 @every_mode

@@ -53,6 +53,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"judges": "pairs"},
         {"arch": "mlp", "prior": "uniform", "activation": "elu", "discriminator_activation": "silu"},
         {"arch": "mlp", "corruption": "downsample", "corruption_factor": 2},
+        {"adversarial": "both", "latent_judge": False, "cycle": 2.0},
+        {"adversarial": "reconstructions", "prior": "uniform", "cycle": 0.5},
+        {"arch": "mlp", "judges": "pairs", "loss": "minimax", "cycle": 1.0},
+        {"arch": "mlp", "adversarial": "both", "loss": "minimax"},
+        {"arch": "mlp", "adversarial": "reconstructions", "latent_judge": False, "objective": "val_mse"},
     ],
     "vaegan": [
         {},
@@ -93,9 +98,9 @@ class Case:
 
 
 def case(name: str, arch: str, variant: dict[str, Any], shape: tuple[int, int, int]) -> Any:
+    parts = {"corruption": "data", "objective": "evaluation"}
     options = {
-        f"{'data' if key.startswith('corruption') else 'model'}.{key}": value
-        for key, value in {"arch": arch, **variant}.items()
+        f"{parts.get(key.partition('_')[0], 'model')}.{key}": value for key, value in {"arch": arch, **variant}.items()
     }
     batch = {"training.batch_size": 6 if "pack" in variant else 5, "training.ema_half_life_images": 0}
     label = "-".join([name, arch, *map(str, variant.values()), "×".join(map(str, shape))])

@@ -25,6 +25,7 @@ SMALL = {"model.hidden": [64], "model.width": 8, "model.latent_dim": 8}
 SPECS: dict[str, dict[str, Any]] = {
     "ae": {"model.arch": "conv", "data.corruption": "noise", "data.corruption_std": 0.2},
     "vae-masked": {"model.arch": "mlp", "data.corruption": "mask"},
+    "vae-augmented": {"model.arch": "mlp", "data.augment": ["flip", "shift", "crop"], "data.balance": True},
     "vae": {"model.arch": "mlp", "optimizer.clip_norm": 5.0, "training.ema_half_life_images": 1000},
     "gan": {"model.arch": "conv"},
     "gan-packed": {
@@ -38,7 +39,9 @@ SPECS: dict[str, dict[str, Any]] = {
     },
     "gan-spectral": {"model.spectral_norm": True, "model.loss": "hinge", "training.ema_half_life_images": 1000},
     "aegan": {"model.judges": "images"},
-    "aegan-pairs": {"model.judges": "pairs"},
+    "aegan-pairs": {"model.judges": "pairs", "model.loss": "minimax", "model.cycle": 1.0},
+    "aegan-both": {"model.adversarial": "both", "model.latent_judge": False, "model.cycle": 2.0},
+    "aegan-reconstructions": {"model.adversarial": "reconstructions", "training.ema_half_life_images": 1000},
     "vaegan": {"training.ema_half_life_images": 1000},
     "ae-rmsprop": {"model.arch": "mlp", "optimizer.name": "rmsprop", "optimizer.momentum": 0.5},
     "ae-adadelta": {"model.arch": "mlp", "optimizer.name": "adadelta"},

@@ -27,6 +27,12 @@ COLLAPSING = {
     "model.width": 8,
 }
 """A discriminator that hardly learns: the generator finds the one image that it takes for real."""
+WITHOUT_PRIOR = {
+    "model.adversarial": "reconstructions",
+    "model.latent_judge": False,
+    "evaluation.objective": "val_mse",
+}
+"""An aegan whose samples nothing looks at."""
 
 
 def examined(model: str, epochs: list[Mapping[str, float]], *, improved: bool = False, **settings: Any) -> list[str]:
@@ -85,19 +91,24 @@ def test_what_is_turned_off_stops_nothing(off: dict[str, Any]) -> None:
         ("vae", ["val_active_units"]),
         ("gan", ["val_coverage"]),
         ("vaegan", ["val_coverage", "val_active_units"]),
+        ("aegan", ["val_coverage"]),
+        ("aegan-without-prior", []),
     ],
 )
 def test_only_what_suits_a_model_is_computed(model: str, needed: list[str]) -> None:
-    spec = TrainSpec.create(model, {})
+    settings = WITHOUT_PRIOR if model.endswith("without-prior") else {}
+    spec = TrainSpec.create(model.partition("-")[0], settings)
     built = build_model(spec, SHAPE, CPU)
-    assert health.needed_metrics(built, spec.health) == needed
-    assert health.needed_metrics(built, spec.with_settings({"health.enabled": False}).health) == []
+    assert health.needed_metrics(built, spec) == needed
+    assert health.needed_metrics(built, spec.with_settings({"health.enabled": False})) == []
 
 
 @pytest.mark.parametrize(
     ("model", "settings"),
     [("gan", {"model.loss": loss}) for loss in ("non-saturating", "lsgan", "hinge")]
     + [("aegan", {"model.judges": judges}) for judges in ("images", "pairs")]
+    + [("aegan", {"model.adversarial": shown}) for shown in ("reconstructions", "both")]
+    + [("aegan", {"model.adversarial": "both", "model.latent_judge": False, "model.loss": "minimax"})]
     + [("vaegan", {})],
 )
 def test_a_discriminator_that_guesses_has_the_loss_of_a_guess(

@@ -33,6 +33,7 @@ STEPS = EPOCHS * 47
 SPECS: dict[str, dict[str, Any]] = {
     "ae": {"data.corruption": "noise", "data.corruption_std": 0.2, "training.ema_half_life_images": 500},
     "vae-masked": {"data.corruption": "mask"},
+    "gan-augmented": {"data.augment": ["flip", "shift", "crop"], "data.balance": True},
     "vaegan-enlarging": {"data.corruption": "downsample", "data.corruption_factor": 2, "optimizer.lr": 1e-3},
     "vae": {"optimizer.schedule": "cosine", "optimizer.warmup_fraction": 0.1, "optimizer.clip_norm": 1.0},
     "gan": {"model.arch": "conv", "model.width": 8, "model.loss": "wgan-gp"},
@@ -45,6 +46,12 @@ SPECS: dict[str, dict[str, Any]] = {
         "model.r1_every": 7,
     },
     "aegan": {"model.judges": "pairs"},
+    "aegan-both": {"model.adversarial": "both", "model.loss": "minimax", "model.cycle": 2.0},
+    "aegan-reconstructions": {
+        "model.adversarial": "reconstructions",
+        "model.latent_judge": False,
+        "evaluation.objective": "val_mse",
+    },
     "vaegan": {"optimizer.lr": 1e-3},
     "ae-forms": {"model.activation": "elu", "model.latent_activation": "sigmoid", "model.decoder_hidden": [16, 48]},
     "ae-rmsprop": {"optimizer.name": "rmsprop", "optimizer.momentum": 0.5},
