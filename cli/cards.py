@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -19,20 +19,33 @@ if TYPE_CHECKING:
 
 
 def card_table(card: EvaluationCard) -> Table:
-    """A row for each value of an evaluation card; `real` is what other real images reach in the place of samples."""
+    """A row for each value of an evaluation card, with what to compare it with.
+
+    That is `real`, what other real images reach in the place of samples, or a baseline: PCA of the model's size.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    compares = any(value.network for value in card.values.values())
-    for heading in (*(("real", "samples") if compares else ()), "images"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    beside = {name: _compare_with(value) for name, value in card.values.items()}
+    is_beside, is_sampled = any(beside.values()), any(value.samples for value in card.values.values())
+    columns = (("compare with", is_beside), ("samples", is_sampled), ("images", True))
+    for heading, is_shown in columns:
+        if is_shown:
+            table.add_column(heading, justify="right", no_wrap=True)
     for name, value in card.values.items():
-        of_samples = (_value(value.real_against_real), str(value.samples)) if value.network else ("–", "–")
         arrow = "↑" if value.direction == "max" else "↓"
-        circumstances = (*(of_samples if compares else ()), str(value.images))
-        table.add_row(metrics.short(name), _value(value.value, digits=5), arrow, *circumstances)
+        cells = (beside[name] or "–", str(value.samples or "–"), str(value.images))
+        shown = [cell for cell, (_, is_shown) in zip(cells, columns, strict=True) if is_shown]
+        table.add_row(metrics.short(name), _value(value.value, digits=5), arrow, *shown)
     return table
+
+
+def _compare_with(value: Value) -> str:
+    """What a value is to be compared with, and its name; empty if there is nothing."""
+    if value.baseline is not None:
+        return f"{value.baseline.name} {_value(value.baseline.value)}"
+    return "" if value.samples is None else f"real {_value(value.real_against_real)}"
 
 
 def card_subject(card: EvaluationCard) -> str:
@@ -41,7 +54,10 @@ def card_subject(card: EvaluationCard) -> str:
     trained = "" if card.train_s is None else f", trained for {duration(card.train_s)}"
     prior = next((f", prior: {value.prior}" for value in values if value.prior), "")
     seen = "" if card.corruption is None else f", each encoded after {card.corruption}"
-    return f"{card.model['name']} on {values[0].split} images of {card.data}{seen}{trained}{prior}{_protocol(values)}"
+    return (
+        f"{card.model['name']} on {values[0].split} images of {card.data}{seen}{trained}{prior}"
+        f"{_over_network(card.values)}{_against_training(card.values)}{_of_the_baseline(card.values)}"
+    )
 
 
 def comparison_table(ranked: Sequence[Compared], names: Sequence[str]) -> Table:
@@ -85,19 +101,48 @@ def circumstances(ranked: Sequence[Compared]) -> str:
     """What the models of a comparison have in common, in one line."""
     cards = [each.card for each in ranked]
     values = {name: value for card in cards for name, value in card.values.items()}
-    real = [
-        f"{metrics.short(name)} {_value(value.real_against_real)}" for name, value in values.items() if value.network
-    ]
-    reached = f": {', '.join(real)}" if real else ""
-    first = next((value for value in values.values() if not value.network), next(iter(values.values())))
-    return f"{first.images} {first.split} images of {cards[0].data}{_protocol(list(values.values()))}{reached}"
+    counted = next((value for value in values.values() if value.reference in (None, value.split)), None)
+    count = "" if counted is None else f"{counted.images} "
+    split = next(iter(values.values())).split
+    over_network = {name: value for name, value in values.items() if value.network}
+    return (
+        f"{count}{split} images of {cards[0].data}{_over_network(values)}{_reached(over_network)}"
+        f"{_against_training(values)}{_reached(_without_network(values))}"
+    )
 
 
-def _protocol(values: Sequence[Value]) -> str:
-    """How samples were compared, if they were, and the seed."""
-    compared = next((value for value in values if value.network), None)
+def _reached(values: Mapping[str, Value]) -> str:
+    """What real images reach by each metric."""
+    real = [f"{metrics.short(name)} {_value(value.real_against_real)}" for name, value in values.items()]
+    return f": {', '.join(real)}" if real else ""
+
+
+def _without_network(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Those of metrics that compare samples with training images, over no feature network."""
+    return {name: value for name, value in values.items() if value.samples and not value.network}
+
+
+def _against_training(values: Mapping[str, Value]) -> str:
+    """Which metrics compare samples with training images, and what stands in the place of samples."""
+    found = _without_network(values)
+    if not found:
+        return ""
+    names, split = ", ".join(map(metrics.short, found)), next(iter(found.values())).split
+    return f"; {names}: against training images, real: {split} images in the place of samples"
+
+
+def _of_the_baseline(values: Mapping[str, Value]) -> str:
+    baseline = next((value.baseline for value in values.values() if value.baseline), None)
+    if baseline is None:
+        return ""
+    return f"; {baseline.name}: of as many dimensions as the latents, fitted on {baseline.fitted_on} training images"
+
+
+def _over_network(values: Mapping[str, Value]) -> str:
+    """How samples were compared over a feature network, if they were, and the seed."""
+    compared = next((value for value in values.values() if value.network), None)
     if compared is None:
-        return f", seed {values[0].seed}"
+        return f", seed {next(iter(values.values())).seed}"
     right = f" ({_accuracy(compared)} of validation images right)" if _accuracy(compared) else ""
     part = "training" if compared.reference == "train" else compared.reference
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,18 @@ from torch import Tensor
 from raygen import corruption, files, metrics, spread
 from raygen.data import Dataset, Part, Split
 from raygen.errors import SpecError
-from raygen.metrics import Direction, Evidence, HeldOut, Measurement, Metric, _classifier, _features, _inception, modes
+from raygen.metrics import (
+    Baseline,
+    Direction,
+    Evidence,
+    HeldOut,
+    Measurement,
+    Metric,
+    _classifier,
+    _features,
+    _inception,
+    modes,
+)
 from raygen.metrics._features import FeatureNetwork
 from raygen.models._base import Model, Sampler
 from raygen.protocol import IS_SAMPLES, Network, Protocol
@@ -31,8 +43,9 @@ class Value(BaseModel, frozen=True, extra="forbid"):
     """One metric's value on so many `images`; null if it is not finite.
 
     Of a metric that compares samples with images, `samples` were drawn from `prior` and compared with `images` of the
-    part `reference` over `network`; these are null if it compares none. Such a metric's `real_against_real` is its
-    value for `real_samples` other real images in the place of samples: what a perfect model would reach.
+    part `reference`, over `network` if it compares features; these are null if it compares none. Such a metric's
+    `real_against_real` is its value for `real_samples` other real images in the place of samples: what a perfect model
+    would reach. `baseline` is what a simpler method of the model's size reaches, if one is fitted.
     """
 
     value: float | None
@@ -47,6 +60,7 @@ class Value(BaseModel, frozen=True, extra="forbid"):
     network_facts: dict[str, Any] | None = None
     real_against_real: float | None = None
     real_samples: int | None = None
+    baseline: Baseline | None = None
     details: dict[str, Any]
 
 
@@ -117,6 +131,8 @@ def _left_out(trained: TrainedModel, dataset: Dataset, protocol: Protocol) -> di
         left_out["val_anomaly_auroc"] = "--normal-class 0 has it"
     if dataset.name != modes.SOURCE:
         left_out["val_modes"] = f"it is for {modes.SOURCE}"
+    if trained.spec.data.normal_class is not None or not _classifier.has_classes(dataset):
+        left_out |= dict.fromkeys(("val_class_kl", "val_linear_probe"), "it needs labels of two classes or more")
     if protocol.is_samples is None:
         left_out["val_is_log_likelihood"] = f"it takes minutes; --is-samples {IS_SAMPLES} has it"
     return left_out
@@ -197,11 +213,12 @@ class Judge:
         clean = images.to(device=device, dtype=torch.float32).div_(255)
         return Evidence(
             images=clean,
-            corrupted=corruption.corrupted_for_judging(trained.spec.data, clean, protocol.seed),
+            corrupt=partial(corruption.corrupted_for_judging, trained.spec.data),
             seed=protocol.seed,
-            source=dataset.name,
+            dataset=dataset,
             labels=None if part.labels is None or dataset is not self.dataset else part.labels[: protocol.images],
             normal_class=_normal_class(trained, protocol.normal_class),
+            samples=len(images) if protocol.samples is None else protocol.samples,
             is_samples=IS_SAMPLES if protocol.is_samples is None else protocol.is_samples,
         )
 
@@ -211,15 +228,20 @@ class Judge:
         if metric.measure is not None:
             measured = metric.measure(model, evidence)
         else:
-            value = metric.value(model, evidence.images, evidence.seed, evidence.corrupted)
-            measured = Measurement(value=value)
+            measured = Measurement(value=metric.value(model, evidence.images, evidence.seed, evidence.inputs))
+        against = measured.against_training
         return Value(
             value=_finite(measured.value),
             direction=metric.direction,
             split=self.protocol.split,
-            images=len(evidence.images),
+            images=len(evidence.images) if against is None else against.train_images,
             seed=evidence.seed,
+            reference=None if against is None else "train",
+            samples=None if against is None else against.samples,
             prior=trained.prior.name if metric.requires is Sampler and trained.prior else None,
+            real_against_real=None if against is None else _finite(against.real),
+            real_samples=None if against is None else against.real_samples,
+            baseline=measured.baseline,
             details=dict(measured.details),
         )
 

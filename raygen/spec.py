@@ -410,7 +410,8 @@ def _check_metric(name: str, model: str) -> None:
     metric = metrics.find(name)
     if metric.compute is None:
         raise SpecError(
-            f"{name} needs labels or a classifier, so no training can be judged by it: ask `raygen evaluate`"
+            f"{name} needs labels, a classifier or the training images, so no training can be judged by it: "
+            "ask `raygen evaluate`"
         )
     if not issubclass(family, metric.requires):
         every = (metrics.find(known) for known in metrics.names())

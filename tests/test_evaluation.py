@@ -25,6 +25,8 @@ from raygen.training.loop import build_model, fit
 
 MODELS = ("ae", "vae", "gan")
 CHEAP = {"images": 100, "is_samples": 20}
+AGAINST_TRAINING = {"val_class_kl", "val_nearest_mse", "val_nearest_ssim"}
+WITH_BASELINE = {"val_linear_probe", "val_mse", "val_psnr", "val_ssim"}
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +61,16 @@ def test_every_suitable_metric_gets_its_value_and_circumstances(
     assert card.model == model.spec.model.model_dump(mode="json")
     for metric, value in card.values.items():
         assert value.value is not None
-        assert (value.images, value.split, value.seed) == (100, "validation", 3)
+        is_against_training = metric in AGAINST_TRAINING
+        assert (value.images, value.split, value.seed) == (1437 if is_against_training else 100, "validation", 3)
         assert value.direction == metrics.find(metric).direction
         assert value.network == ("random" if metrics.find(metric).compare else None)
         assert value.network_facts == ({"version": 2} if value.network else None)
         compared = (value.reference, value.samples, value.real_samples)
-        assert compared == (("validation", 100, 100) if value.network else (None, None, None))
+        reference = "train" if is_against_training else "validation"
+        assert compared == ((reference, 100, 100) if value.network or is_against_training else (None, None, None))
+        assert (value.real_against_real is None) == (value.samples is None)
+        assert (value.baseline is None) == (metric not in WITH_BASELINE)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -236,6 +242,7 @@ def test_real_images_are_looked_at_once_for_all_models(
         ("gan", ["val_kid"], {"samples": 1}, SpecError, "2 samples or more are compared, not 1"),
         ("vae", ["val_is_log_likelihood"], {"is_samples": 0}, SpecError, "1 importance sample or more, not 0"),
         ("ae", ["val_anomaly_auroc"], {}, DataError, "add --normal-class 0"),
+        ("gan", ["val_linear_probe"], {}, SpecError, "gan cannot be judged by val_linear_probe"),
         ("gan", ["val_modes"], {}, DataError, "val_modes counts the modes of stacked-digits, not of digits"),
         (
             "gan",
@@ -268,3 +275,61 @@ def test_other_data_are_refused(trained: dict[str, TrainedModel], digits: Datase
     unlabelled = Dataset("mine", Part(digits.train.images), Part(digits.validation.images), None, "")
     with pytest.raises(DataError, match="mine has no labels to train the classifier network on"):
         evaluate(trained["gan"], unlabelled, ["val_kid"], network="classifier")
+    for name in ("val_class_kl", "val_linear_probe"):
+        with pytest.raises(DataError, match=f"{name} needs labels of two classes or more"):
+            evaluate(trained["vae"], unlabelled, [name])
+
+
+# What stands beside a value
+
+
+def test_samples_are_held_against_the_training_images(trained: dict[str, TrainedModel], digits: Dataset) -> None:
+    """All of them, whatever the part is; as many samples as are asked for, and all held-out images in their place."""
+    chosen = {"split": "test", "reference": "validation", "images": 90, "samples": 250}
+    card = evaluate(trained["vae"], digits, sorted(AGAINST_TRAINING), **chosen)
+    for value in card.values.values():
+        assert (value.reference, value.images, value.samples, value.real_samples) == ("train", 1437, 250, 90)
+        assert value.prior == "standard normal"
+    mse = card.values["test_nearest_mse"]
+    assert digits.test is not None
+    pixels = [part.images.flatten(1).double() / 255 for part in (digits.test, digits.train)]
+    nearest = torch.cdist(pixels[0][:90], pixels[1]).amin(dim=1).square() / 64
+    assert mse.real_against_real == pytest.approx(nearest.mean().item(), rel=1e-5)
+
+
+def test_a_model_of_one_class_is_held_against_that_class(digits: Dataset, tmp_path: Path) -> None:
+    spec = TrainSpec.create("vae", {"model.hidden": [16], "training.epochs": 1, "data.normal_class": 3})
+    model = build_model(spec, ImageShape(1, 8, 8), CPU).eval().requires_grad_(False)
+    values = evaluate(TrainedModel(model, spec, {}), digits, ["val_nearest_mse", "val_mse"]).values
+    threes = len(digits.only(3).train.images)
+    assert values["val_nearest_mse"].images == threes
+    assert values["val_mse"].baseline is not None
+    assert values["val_mse"].baseline.fitted_on == threes
+    for name in ("val_class_kl", "val_linear_probe"):
+        with pytest.raises(DataError, match=f"{name} needs labels of two classes or more"):
+            evaluate(TrainedModel(model, spec, {}), digits, [name])
+
+
+def test_pca_restores_what_a_model_is_given_to_restore(digits: Dataset) -> None:
+    settings = {"model.hidden": [16], "data.corruption": "noise", "data.corruption_std": 0.5}
+    found = {}
+    for spec in (TrainSpec.create("ae", settings), TrainSpec.create("ae", {"model.hidden": [16]})):
+        model = build_model(spec, ImageShape(1, 8, 8), CPU).eval().requires_grad_(False)
+        values = evaluate(TrainedModel(model, spec, {}), digits, ["val_mse", "val_linear_probe"]).values
+        found[spec.data.corruption] = [each.baseline.value for each in values.values() if each.baseline]
+    (noisy_mse, noisy_probe), (clean_mse, clean_probe) = found["noise"], found[None]
+    assert noisy_mse > 2 * clean_mse
+    assert noisy_probe < clean_probe - 0.05
+
+
+def test_a_card_from_before_there_were_baselines_is_read(
+    trained: dict[str, TrainedModel], digits: Dataset, tmp_path: Path
+) -> None:
+    card = evaluate(trained["vae"], digits, ["val_mse"], images=10)
+    before = card.model_dump(mode="json")
+    del before["values"]["val_mse"]["baseline"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(before))
+    evaluate(trained["vae"], digits, ["val_mse"], images=10, split="test").write(tmp_path)
+    kept = EvaluationCard.model_validate_json((tmp_path / "evaluation.json").read_text())
+    assert list(kept.values) == ["val_mse", "test_mse"]
+    assert kept.values["val_mse"].baseline is None

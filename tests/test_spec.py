@@ -295,7 +295,7 @@ def test_metrics_must_suit_the_model() -> None:
     assert "ae cannot be judged by val_frechet" in refusal("ae", {"evaluation.metrics": ["val_mse", "val_frechet"]})
     assert "did you mean 'val_elbo'?" in refusal("vae", {"evaluation.objective": "elbo"})
     refused = refusal("ae", {"evaluation.metrics": ["val_anomaly_auroc"]})
-    assert refused.startswith("val_anomaly_auroc needs labels or a classifier, so no training")
+    assert refused.startswith("val_anomaly_auroc needs labels, a classifier or the training images, so no training")
 
 
 def test_compiling_and_differentiating_twice_do_not_go_together() -> None:

@@ -4,12 +4,14 @@ A metric called `elbo` is reported as `val_elbo`. Its file says which way is bet
 must be able to do (`REQUIRES`, a protocol of raygen.models._base), and has one or more of these functions:
 
 - `compute(model, images, seed)`: one number, for images [N, C, H, W] in [0, 1] on the model's device. Without it
-  only an evaluation can ask for the metric, as it needs labels or a classifier: no training can be judged by it. If
-  it does not compare samples, also `inputs`: what a model that restores corrupted images encodes in their place.
+  only an evaluation can ask for the metric, as it needs labels, a classifier or the training images: no training can
+  be judged by it. If it does not compare samples, also `inputs`: what a model that restores corrupted images encodes
+  in their place.
   With `MEAN_OVER_IMAGES = True` it is a mean over images that are looked at one by one.
 - `compare(real, made)`: one number from features [N, F] of images and [M, F] of samples, over any network.
-- `measure(model, evidence)`: the number with the details that an evaluation card shows beside it. With
-  `ALL_CLASSES = True` it also sees images of classes that the model was not trained on.
+- `measure(model, evidence)`: the number with what an evaluation card shows beside it: details, what a simple baseline
+  reaches, or what held-out images reach in the place of samples. With `ALL_CLASSES = True` it also sees images of
+  classes that the model was not trained on.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from raygen.errors import SpecError
@@ -26,6 +29,7 @@ from raygen.errors import SpecError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from raygen.data import Dataset
     from raygen.models._base import Model
 
 Direction = Literal["min", "max"]
@@ -37,30 +41,73 @@ TEST_PREFIX = "test_"
 """Of the name of a value on test images, in the place of PREFIX."""
 
 
-@dataclass(frozen=True, kw_only=True)
+FITTED_IMAGES = 10_000
+"""Training images that a baseline or a probe is fitted on, at most."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Evidence:
-    """What an evaluation judges by: held-out images [N, C, H, W] in [0, 1] and what a training does not have."""
+    """What an evaluation judges by: held-out images [N, C, H, W] in [0, 1] and what a training does not have.
+
+    `corrupt` gives what a model sees of images [B, C, H, W], drawn from a seed; None if it sees them as they are.
+    """
 
     images: Tensor
     seed: int
-    source: str  # the data set's name
+    dataset: Dataset  # whose training images they are compared with, of the classes that they are of
     labels: Tensor | None = None  # classes [N] of the images
     normal_class: int | None = None  # the class that is no anomaly
+    samples: int = 5000  # to draw
     is_samples: int = 5000  # importance samples per image
-    corrupted: Tensor | None = None  # what a model that restores corrupted images sees of them, [N, C, H, W]
+    corrupt: Callable[[Tensor, int], Tensor | None] = lambda images, seed: None
 
-    @property
+    @cached_property
     def inputs(self) -> Tensor:
         """What is encoded, [N, C, H, W] in [0, 1]."""
-        return self.images if self.corrupted is None else self.corrupted
+        return self._seen(self.images, self.seed)
+
+    @cached_property
+    def fitted_images(self) -> Tensor:
+        """The first training images [M, C, H, W] in [0, 1], M at most FITTED_IMAGES, on the device of the others."""
+        return self.dataset.train.images[:FITTED_IMAGES].to(self.images.device, self.images.dtype).div_(255)
+
+    @cached_property
+    def fitted_inputs(self) -> Tensor:
+        """What is encoded of these, [M, C, H, W] in [0, 1], with other noise than that of `inputs`."""
+        return self._seen(self.fitted_images, self.seed + 1)
+
+    def _seen(self, images: Tensor, seed: int) -> Tensor:
+        seen = self.corrupt(images, seed)
+        return images if seen is None else seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What a simpler method of the model's size reaches, fitted on so many training images."""
+
+    name: str
+    value: float
+    fitted_on: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstTraining:
+    """So many samples were compared with training images; `real` is the value of held-out images in their place."""
+
+    samples: int
+    train_images: int
+    real: float
+    real_samples: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One number, and what must be known about it or is found with it, as plain JSON."""
+    """One number, and what must be known about it or is found with it, the details as plain JSON."""
 
     value: float
     details: Mapping[str, Any] = field(default_factory=dict)
+    baseline: Baseline | None = None
+    against_training: AgainstTraining | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from raygen.data import Dataset, cache
 from raygen.errors import DataError
+from raygen.metrics import FITTED_IMAGES
 from raygen.metrics._features import CHUNK_IMAGES, FeatureNetwork, prepared
 
 VERSION = 1  # raise it when the network or its training changes
@@ -73,6 +74,15 @@ class Classifier:
             extract=lambda images: self.network.to(images.device).features(images),
             facts=facts,
         )
+
+
+def has_classes(dataset: Dataset) -> bool:
+    """Whether all parts have labels, those of the first training images of two classes or more, none of too many."""
+    parts = [part for part in (dataset.train, dataset.validation, dataset.test) if part]
+    labels = [part.labels for part in parts if part.labels is not None]
+    if len(labels) < len(parts) or max(int(each.max()) for each in labels) >= MOST_CLASSES:
+        return False
+    return len(labels[0][:FITTED_IMAGES].unique()) > 1
 
 
 def trained_on(dataset: Dataset) -> Classifier:

@@ -24,15 +24,15 @@ ALL_CLASSES = True
 def measure(model: Model, evidence: Evidence) -> Measurement:
     """Area in [0, 1]; raises DataError without labels, a normal class or images of both kinds."""
     if evidence.labels is None:
-        raise DataError(f"{evidence.source} has no labels, which val_anomaly_auroc needs; leave it out")
+        raise DataError(f"{evidence.dataset.name} has no labels, which val_anomaly_auroc needs; leave it out")
     if evidence.normal_class is None:
         raise DataError("val_anomaly_auroc needs the class that is normal: add --normal-class 0")
     anomalous = (evidence.labels != evidence.normal_class).cpu()
     if anomalous.all() or not anomalous.any():
         classes = ", ".join(map(str, evidence.labels.unique().tolist()[:20]))
         raise DataError(
-            f"--normal-class {evidence.normal_class}: the held-out images of {evidence.source} must be of this and "
-            f"of other classes; theirs are {classes}"
+            f"--normal-class {evidence.normal_class}: the held-out images of {evidence.dataset.name} must be of this "
+            f"and of other classes; theirs are {classes}"
         )
     scores = _anomaly.scores(model, evidence.images, evidence.seed)
     details = {

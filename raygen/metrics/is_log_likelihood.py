@@ -32,7 +32,7 @@ def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = Non
 def measure(model: Model, evidence: Evidence) -> Measurement:
     """The same with as many samples as the evidence says; the standard error is that of the mean over images."""
     images = evidence.images
-    found = log_likelihoods(model, images, evidence.seed, evidence.is_samples, evidence.corrupted)
+    found = log_likelihoods(model, images, evidence.seed, evidence.is_samples, evidence.inputs)
     details = {
         "importance_samples": evidence.is_samples,
         "pixels": "binarised" if ((images == 0) | (images == 1)).all() else "grey",

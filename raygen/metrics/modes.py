@@ -26,8 +26,8 @@ SOURCE = "stacked-digits"
 
 def measure(model: Model, evidence: Evidence) -> Measurement:
     """Number of modes in 1..1000; raises DataError for another data set than stacked-digits."""
-    if evidence.source != SOURCE:
-        raise DataError(f"val_modes counts the modes of {SOURCE}, not of {evidence.source}; leave it out")
+    if evidence.dataset.name != SOURCE:
+        raise DataError(f"val_modes counts the modes of {SOURCE}, not of {evidence.dataset.name}; leave it out")
     side = evidence.images.shape[-1]
     digits = data.load(data.DataOptions(source="digits", image_size=None if side == data.SMALLEST_SIDE else side))
     classifier = _classifier.trained_on(digits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from raygen.metrics import Evidence, Measurement, _pca
 from raygen.models._base import Model, Reconstructor
 
 DIRECTION = "min"
@@ -21,3 +22,8 @@ def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = Non
     for chunk, seen in zip(images.split(CHUNK_IMAGES), encoded.split(CHUNK_IMAGES), strict=True):
         total += F.mse_loss(model.decode(model.encode(seen)).float(), chunk, reduction="sum").item()
     return total / images.numel()
+
+
+def measure(model: Model, evidence: Evidence) -> Measurement:
+    """The same, with what PCA of as many components reaches."""
+    return _pca.beside(compute, model, evidence)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from raygen.metrics import Evidence, Measurement, _pca
 from raygen.models._base import Model, Reconstructor
 
 DIRECTION = "max"
@@ -25,6 +26,11 @@ def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = Non
     for chunk, seen in zip(images.split(CHUNK_IMAGES), encoded.split(CHUNK_IMAGES), strict=True):
         total += ratios(model.decode(model.encode(seen)), chunk).sum().item()
     return total / len(images)
+
+
+def measure(model: Model, evidence: Evidence) -> Measurement:
+    """The same, with what PCA of as many components reaches."""
+    return _pca.beside(compute, model, evidence)
 
 
 def ratios(first: Tensor, second: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from raygen.metrics import Evidence, Measurement, _pca
 from raygen.models._base import Model, Reconstructor
 
 DIRECTION = "max"
@@ -23,6 +24,11 @@ def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = Non
     chunks = zip(images.split(CHUNK_IMAGES), encoded.split(CHUNK_IMAGES), strict=True)
     found = (similarities(model.decode(model.encode(seen)), chunk).sum().item() for chunk, seen in chunks)
     return sum(found) / len(images)
+
+
+def measure(model: Model, evidence: Evidence) -> Measurement:
+    """The same, with what PCA of as many components reaches."""
+    return _pca.beside(compute, model, evidence)
 
 
 def similarities(first: Tensor, second: Tensor) -> Tensor:

@@ -73,6 +73,51 @@ def test_what_is_left_out_is_said_with_what_would_have_it_in(trained: CliRunner)
     assert values["val_is_log_likelihood"]["details"]["importance_samples"] == 10
 
 
+def test_what_needs_classes_is_left_out_without_them(trained: CliRunner) -> None:
+    np.save("plain.npy", np.random.RandomState(0).randint(256, size=(200, 8, 8)).astype(np.uint8))
+    for command in ("evaluate vae --images 50 --data plain.npy", "evaluate zeros"):
+        result = compared(trained, command)
+        assert "val_linear_probe (it needs labels of two classes or more)" in result.stderr
+        assert not {"class_kl", "linear_probe"} & set(result.stdout.split())
+    assert "val_class_kl (it needs labels of two classes or more)" not in result.stderr, (
+        "it does not suit an ae anyway"
+    )
+
+
+def test_a_value_s_yardstick_stands_beside_it(trained: CliRunner) -> None:
+    result = compared(trained, "evaluate vae --images 100")
+    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines()}
+    values = judged(trained, "evaluate vae --images 100")["values"]
+    for name, row in rows.items():
+        value = values.get(f"val_{name}")
+        if value is None:
+            assert row == ["metric", "value", "compare", "with", "samples", "images"]
+        elif value["baseline"]:
+            assert row[3:] == ["PCA", f"{value['baseline']['value']:.4g}", "–", "100"]
+        elif value["samples"]:
+            assert row[3:] == ["real", f"{value['real_against_real']:.4g}", "100", str(value["images"])]
+        else:
+            assert row[3:] == ["–", "–", "100"]
+    assert (
+        "; real: 100 other images in their place; class_kl, nearest_mse, nearest_ssim: against training images, "
+        "real: validation images in the place of samples; PCA: of as many dimensions as the latents, fitted on 1437 "
+        "training images" in result.stderr
+    )
+    plain = compared(trained, "evaluate vae --images 100 --metrics compression")
+    assert plain.stdout.splitlines()[0].split() == ["metric", "value", "images"]
+
+
+def test_a_comparison_by_distance_to_training_images_says_so(trained: CliRunner) -> None:
+    said = compared(trained, "compare vae gan --metrics nearest_mse,frechet --images 100").stderr
+    values = judged(trained, "evaluate vae --metrics nearest_mse,frechet --images 100")["values"]
+    mse, frechet = (values[name]["real_against_real"] for name in ("val_nearest_mse", "val_frechet"))
+    assert said.startswith("100 validation images of digits, 100 samples against 100 validation images over")
+    assert f"other images in their place: frechet {frechet:.4g}; nearest_mse: against training images" in said
+    assert f"in the place of samples: nearest_mse {mse:.4g}\n" in said
+    alone = compared(trained, "compare vae gan --metrics nearest_mse --images 100").stderr
+    assert alone.startswith("validation images of digits, seed 0; nearest_mse: against training images")
+
+
 def test_names_may_lack_their_prefix_and_order_and_network_are_kept(trained: CliRunner) -> None:
     card = judged(trained, "evaluate gan --metrics kid,val_coverage --network classifier --images 100")
     assert list(card["values"]) == ["val_kid", "val_coverage"]
@@ -275,6 +320,10 @@ def test_runs_on_other_data_are_refused(models: dict[str, TrainedModel], digits:
     comparison.check_data(models)
 
 
+def computable(model: TrainedModel) -> list[str]:
+    return [name for name in evaluation.suitable_metrics(model) if name not in ("val_modes", "val_anomaly_auroc")]
+
+
 @pytest.mark.parametrize("columns", [60, 80, 200])
 def test_tables_fit_their_terminal(models: dict[str, TrainedModel], digits: Dataset, columns: int) -> None:
     names = ["val_frechet", "val_precision", "val_recall", "val_coverage", "val_ssim"]
@@ -283,6 +332,9 @@ def test_tables_fit_their_terminal(models: dict[str, TrainedModel], digits: Data
     console = Console(width=columns, file=io.StringIO())
     console.print(cards.comparison_table(ranked, names))
     console.print(cards.card_table(ranked[0].card))
+    every = evaluation.evaluate(models["vae"], digits, computable(models["vae"]), Protocol(images=50, is_samples=10))
+    if columns >= 80:
+        console.print(cards.card_table(every))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert all(len(line) <= columns for line in text.splitlines())

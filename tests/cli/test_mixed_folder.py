@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 
 import raygen
 from cli.main import app
-from raygen import api, inspection
+from raygen import inspection
+from raygen.api.loading import load_images
 from raygen.errors import DamagedFilesWarning
 from raygen.spec import TrainSpec
 from tests.cli.conftest import finish
@@ -151,7 +152,7 @@ def test_names_go_from_the_folder_into_the_latents_and_back(
             assert (np.asarray(image).transpose(2, 0, 1) == images[names.index(name)]).all()
     model = raygen.load("mixed", storage=storage_of_mixed)
     with pytest.warns(DamagedFilesWarning, match="1 of 124 images"):
-        originals = inspection.select(api.load_images(model, source=str(photos / "x")), "all").images.float().numpy()
+        originals = inspection.select(load_images(model, data=str(photos / "x")), "all").images.float().numpy()
     rebuilt = images[[row for row, name in enumerate(names) if name.startswith("x/")]].astype(np.float32)
     shifted = np.roll(rebuilt, 1, axis=0)
     assert ((rebuilt - originals) ** 2).mean() < 0.7 * ((shifted - originals) ** 2).mean()

@@ -19,6 +19,7 @@ from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.distributed import CPU
 from raygen.training.loop import build_model, fit
+from tests.judged import noise
 
 
 def untrained(model: str) -> Any:
@@ -63,7 +64,7 @@ def test_a_model_of_zeros_knows_zeros(digits: Dataset, tmp_path: Path) -> None:
     model = build_model(spec, ImageShape(1, 8, 8), CPU)
     model.load_state_dict(checkpoint.read_best_weights(path))
     held_out = digits.validation.images.float() / 255
-    evidence = Evidence(images=held_out, seed=0, source="digits", labels=digits.validation.labels, normal_class=0)
+    evidence = Evidence(images=held_out, seed=0, dataset=digits, labels=digits.validation.labels, normal_class=0)
     measured = anomaly_auroc.measure(model, evidence)
     truth = (digits.validation.labels != 0).numpy()
     assert measured.value == pytest.approx(roc_auc_score(truth, _anomaly.scores(model, held_out, 0).numpy()))
@@ -86,10 +87,11 @@ def test_a_model_of_zeros_knows_zeros(digits: Dataset, tmp_path: Path) -> None:
     ],
 )
 def test_what_it_cannot_do_without(labels: list[int] | None, normal_class: int | None, message: str) -> None:
+    images = torch.rand(3, 1, 8, 8)
     evidence = Evidence(
-        images=torch.rand(3, 1, 8, 8),
+        images=images,
         seed=0,
-        source="noise",
+        dataset=noise(images),
         labels=None if labels is None else torch.tensor(labels),
         normal_class=normal_class,
     )

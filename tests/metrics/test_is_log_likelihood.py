@@ -19,6 +19,7 @@ from raygen.models._options import ModelOptions
 from raygen.spec import TrainSpec
 from raygen.training.distributed import CPU
 from raygen.training.loop import build_model
+from tests.judged import noise
 
 GREY = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 BINARY = (GREY > 0.5).float()
@@ -151,7 +152,8 @@ def test_weights_that_underflow_are_summed_all_the_same() -> None:
 @pytest.mark.parametrize(("images", "pixels"), [(BINARY, "binarised"), (GREY, "grey")])
 def test_the_card_says_what_was_measured(images: Tensor, pixels: str) -> None:
     model = vae()
-    measured = is_log_likelihood.measure(model, Evidence(images=images, seed=4, source="noise", is_samples=30))
+    evidence = Evidence(images=images, seed=4, dataset=noise(images), is_samples=30)
+    measured = is_log_likelihood.measure(model, evidence)
     each = is_log_likelihood.log_likelihoods(model, images, 4, 30)
     assert measured.value == each.mean().item()
     assert measured.details == {

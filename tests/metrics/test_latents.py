@@ -17,6 +17,7 @@ from raygen.models._options import ModelOptions
 from raygen.spec import TrainSpec
 from raygen.training.distributed import CPU
 from raygen.training.loop import build_model
+from tests.judged import noise
 
 IMAGES = torch.rand(1203, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -42,7 +43,7 @@ class Encoder(Model):
 
 
 def evidence(images: Tensor, seed: int = 0) -> Evidence:
-    return Evidence(images=images, seed=seed, source="noise")
+    return Evidence(images=images, seed=seed, dataset=noise(images))
 
 
 @torch.no_grad()

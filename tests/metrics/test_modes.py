@@ -7,31 +7,12 @@ import math
 import pytest
 import scipy.stats
 import torch
-from torch import Tensor, nn
 
 from raygen import data
 from raygen.data import DataOptions, Dataset
 from raygen.errors import DataError
 from raygen.metrics import Evidence, _classifier, modes
-from raygen.models._base import ImageShape, Model, Phase
-from raygen.models._options import ModelOptions
-
-
-class Repeating(Model):
-    """A sampler that returns given images over and over, whatever the latents."""
-
-    def __init__(self, images: Tensor) -> None:
-        super().__init__(ModelOptions(name="repeating"), ImageShape(3, 8, 8))
-        self.images = nn.Parameter(images)
-        self.made = 0
-
-    def phases(self) -> list[Phase]:
-        return []
-
-    def sample(self, latents: Tensor) -> Tensor:
-        rows = torch.arange(self.made, self.made + len(latents)) % len(self.images)
-        self.made += len(latents)
-        return self.images[rows]
+from tests.judged import Repeating, noise
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +44,7 @@ def test_the_classifier_reads_three_digits(digits: Dataset, stacked: Dataset) ->
 def test_a_collapsed_generator_covers_few(stacked: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modes, "SAMPLES", 3000)
     images = stacked.train.images[:3000].float() / 255
-    evidence = Evidence(images=images[:100], seed=0, source=stacked.name)
+    evidence = Evidence(images=images[:100], seed=0, dataset=stacked)
     every, few = (modes.measure(Repeating(made), evidence) for made in (images, images[:7]))
     assert every.value > 900
     assert 1 < few.value <= 7
@@ -74,6 +55,7 @@ def test_a_collapsed_generator_covers_few(stacked: Dataset, monkeypatch: pytest.
 
 
 def test_other_data_have_no_such_modes() -> None:
-    evidence = Evidence(images=torch.rand(10, 3, 8, 8), seed=0, source="noise")
+    images = torch.rand(10, 3, 8, 8)
+    evidence = Evidence(images=images, seed=0, dataset=noise(images))
     with pytest.raises(DataError, match="val_modes counts the modes of stacked-digits, not of noise"):
         modes.measure(Repeating(evidence.images), evidence)

@@ -16,6 +16,7 @@ from raygen.models._base import ImageShape
 from raygen.spec import TrainSpec
 from raygen.training.distributed import CPU
 from raygen.training.loop import build_model
+from tests.judged import noise
 
 SHAPE = ImageShape(3, 12, 13)
 IMAGES = torch.rand(503, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -96,7 +97,7 @@ def test_ssim_is_a_mean_over_all_images() -> None:
 def test_compression_is_values_and_bytes() -> None:
     model = autoencoder(latent_dim=6)
     assert compression.compute(model, IMAGES, 0) == 3 * 12 * 13 / 6
-    measured = compression.measure(model, Evidence(images=IMAGES, seed=0, source="noise"))
+    measured = compression.measure(model, Evidence(images=IMAGES, seed=0, dataset=noise(IMAGES)))
     assert measured.value == 78
     assert measured.details == {
         "image_values": 468,
