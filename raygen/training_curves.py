@@ -23,6 +23,15 @@ Against = Literal["epoch", "time", "images"]
 GRID_POINTS = 200
 """Places at which a mean over seeds is taken."""
 
+NOT_OF_A_CONFIGURATION: dict[str, Any] = {
+    "seed": True,
+    "resources": True,
+    "training": {"checkpoint_every_s"},
+    "evaluation": {"pictures"},
+    "warm_start": True,
+}
+"""Fields that may differ between trainings of one configuration; each may begin as a decoder of its own seed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
@@ -105,7 +114,11 @@ def groups(runs: Iterable[Run]) -> list[Group]:
     for run in runs:
         for trial in _trainings(run):
             spec = trial.spec()
-            key = json.dumps(spec.model_dump(mode="json", exclude={"seed"}), sort_keys=True)
+            known = {
+                **spec.model_dump(mode="json", exclude=NOT_OF_A_CONFIGURATION),
+                "begins": spec.warm_start is not None,
+            }
+            key = json.dumps(known, sort_keys=True)
             ailment = trial.status().cause
             curve = Curve(
                 seed=spec.seed,

@@ -11,7 +11,7 @@ from raygen import curves_plot, training_curves
 from raygen.errors import Cause, SpecError
 from raygen.plotting import PANEL_INCHES, PIXELS_PER_INCH
 from raygen.runs import Run
-from raygen.spec import Settings, TrainSpec
+from raygen.spec import Settings, TrainSpec, WarmStart
 from raygen.training.loop import Epoch
 from tests.searches import PLAN, add_trial, search
 
@@ -27,10 +27,13 @@ def training(
     settings: Settings | None = None,
     cause: Cause = "error",
     epoch_s: float = 2.0,
+    begun_as: str | None = None,
 ) -> Run:
     """A run whose epochs showed these values, each after ten steps."""
     storage.mkdir(exist_ok=True)
     spec = TrainSpec.create(family, {"training.batch_size": 50, "seed": seed, **(settings or {})})
+    if begun_as is not None:
+        spec = spec.warm_started(WarmStart(source=begun_as, digest=begun_as))
     run = Run.create(storage, "train", spec, PLAN, "max", name=f"{family}-{seed}-{len(list(storage.iterdir()))}")
     trial = run.new_trial(1, {}, spec)
     for number, metrics in enumerate(values, start=1):
@@ -57,6 +60,13 @@ def test_runs_that_differ_by_their_seed_alone_are_one_group(tmp_path: Path) -> N
     wide = training(storage, "vae", 0, elbos(-1), settings={"model.hidden": 500})
     names = [group.name for group in training_curves.groups([*runs, wide])]
     assert names == [runs[0].name, "gan", wide.name], "two configurations of one family are called by their runs"
+
+
+def test_what_does_not_change_the_result_does_not_part_a_group(tmp_path: Path) -> None:
+    devices = {"resources.cpus": 1, "evaluation.pictures": "none", "training.checkpoint_every_s": 5}
+    plain = [training(tmp_path, "gan", seed, [{FRECHET: 9.0}], settings=devices if seed else {}) for seed in range(2)]
+    begun = [training(tmp_path, "gan", seed, [{FRECHET: 7.0}], begun_as=f"ae-{seed}") for seed in range(3)]
+    assert [len(group.curves) for group in training_curves.groups([*plain, *begun])] == [2, 3]
 
 
 def test_a_search_stands_for_its_best_configuration_on_all_its_seeds(tmp_path: Path) -> None:
