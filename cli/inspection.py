@@ -211,7 +211,7 @@ def draw_map(
     plane = latent_map.project(inspection.encode(trained, drawn.images), method)
     sheet = latent_map.decode(trained, plane) if decoded else None
     title = f"latents of {len(drawn.images)} images of {drawn.source}"
-    latent_map.save(plane, drawn.labels, sheet, title, output)
+    latent_map.save(plane, drawn.images, drawn.labels, sheet, title, output)
     console.say(f"{title} by {_about(trained)} in {output}: {plane.origin}")
 
 

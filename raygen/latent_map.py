@@ -34,6 +34,12 @@ PANEL_INCHES = (7.0, 7.0)
 MOST_NAMED_CLASSES = 20
 LINE_COLOUR = "#868e96"
 
+THUMBNAIL_POINTS = 20.0
+"""The longer side of an image on top of its point, in points of 1/72 inch."""
+
+THUMBNAIL_DISTANCE = 0.09
+"""Between the middles of two of them, at least, as a part of an axis."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
@@ -124,15 +130,24 @@ def decode(trained: TrainedModel, plane: Plane) -> NDArray[np.uint8]:
     return sheet
 
 
-def save(plane: Plane, labels: Tensor | None, sheet: NDArray[np.uint8] | None, title: str, path: Path) -> None:
+def save(
+    plane: Plane,
+    images: Tensor,
+    labels: Tensor | None,
+    sheet: NDArray[np.uint8] | None,
+    title: str,
+    path: Path,
+) -> None:
     """Write the points as a PNG, coloured by the classes [N] if there are labels, beside them the decoded plane.
 
-    Raises RunError if no file can be written.
+    Some of the images, uint8 [N, C, H, W], lie on top of their points, apart from each other. Raises RunError if no
+    file can be written.
     """
     figure, axes = plotting.panels(1 if sheet is None else 2, PANEL_INCHES)
     figure.suptitle(title)
     left, right, bottom, top = plane.bounds
     _draw_points(axes[0], plane, labels)
+    _draw_thumbnails(axes[0], plane, images)
     if sheet is not None:
         grey = sheet[..., 0] if sheet.shape[2] == 1 else sheet
         axes[1].imshow(grey, extent=plane.bounds, aspect="auto", cmap="gray", vmin=0, vmax=255)
@@ -161,3 +176,25 @@ def _draw_points(axes: Axes, plane: Plane, labels: Tensor | None) -> None:
             is_here = (labels == label).numpy()
             axes.scatter(x[is_here], y[is_here], s=9, alpha=0.7, color=colours(place), label=str(label))
         axes.legend(title="class", fontsize=8, markerscale=2, framealpha=0.6)
+
+
+def _draw_thumbnails(axes: Axes, plane: Plane, images: Tensor) -> None:
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    zoom = THUMBNAIL_POINTS / max(images.shape[2:])
+    for row in apart(plane):
+        pixels = images[row].permute(1, 2, 0).expand(-1, -1, 3).numpy()
+        thumbnail = OffsetImage(pixels, zoom=zoom)
+        place = tuple(plane.points[row].tolist())
+        axes.add_artist(AnnotationBbox(thumbnail, place, pad=0.1, bboxprops={"edgecolor": LINE_COLOUR}))
+
+
+def apart(plane: Plane) -> list[int]:
+    """The first rows of points [N, 2] that lie so far from all taken before that their thumbnails do not touch."""
+    left, right, bottom, top = plane.bounds
+    places = plane.points / (right - left, top - bottom)
+    taken: list[int] = []
+    for row, place in enumerate(places):
+        if (np.abs(places[taken] - place).max(axis=1) >= THUMBNAIL_DISTANCE).all():
+            taken.append(row)
+    return taken

@@ -87,10 +87,40 @@ def test_every_place_shows_what_it_decodes_to(channels: int) -> None:
 def test_classes_have_colours(tmp_path: Path, classes: int) -> None:
     latents, _ = clusters()
     labels = torch.arange(60) % classes if classes else None
-    latent_map.save(latent_map.project(latents, None), labels, None, "latents", tmp_path / "map.png")
+    black = torch.zeros(60, 1, 8, 8, dtype=torch.uint8)
+    latent_map.save(latent_map.project(latents, None), black, labels, None, "latents", tmp_path / "map.png")
     with Image.open(tmp_path / "map.png") as picture:
         pixels = np.asarray(picture.convert("HSV")).reshape(-1, 3)
     hues = pixels[(pixels[:, 1] > 100) & (pixels[:, 2] > 100), 0]
     found = np.count_nonzero(np.bincount(hues // 8, minlength=32) > 20)
     assert found >= min(max(classes, 1), 5) - 1
     assert (found <= 2) == (classes == 0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_some_images_lie_on_their_points(tmp_path: Path, channels: int) -> None:
+    latents, labels = clusters()
+    plane = latent_map.project(latents, None)
+    images = torch.zeros(60, channels, 8, 12, dtype=torch.uint8)
+    latent_map.save(plane, images, labels, None, "latents", tmp_path / "black.png")
+    images[latent_map.apart(plane)] = 255
+    latent_map.save(plane, images, labels, None, "latents", tmp_path / "white.png")
+    dark = {
+        name: np.count_nonzero(np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")) < 30)
+        for name in ("black", "white")
+    }
+    thumbnail_pixels = (20 / 72 * 120) * (20 / 72 * 120 * 8 / 12)
+    drawn = (dark["black"] - dark["white"]) / thumbnail_pixels
+    assert drawn == pytest.approx(len(latent_map.apart(plane)), rel=0.25), "so many images were black, and are white"
+
+
+def test_thumbnails_are_apart_and_no_place_for_one_is_left() -> None:
+    plane = latent_map.project(torch.randn(400, 2, generator=torch.Generator().manual_seed(0)), None)
+    left, right, bottom, top = plane.bounds
+    places = plane.points / (right - left, top - bottom)
+    taken = latent_map.apart(plane)
+    distances = np.abs(places[:, None] - places[None, taken]).max(axis=2)
+    between = distances[taken] + np.eye(len(taken))
+    assert between.min() >= latent_map.THUMBNAIL_DISTANCE
+    assert distances.min(axis=1).max() < latent_map.THUMBNAIL_DISTANCE
+    assert 20 < len(taken) < 100
