@@ -58,6 +58,8 @@ def _show_progress(trial: Trial, screen: Console) -> None:
     paths = trial.pictures()
     epochs = spaced(list(paths), (screen.width + 1) // (LARGEST_SIDE + 1))
     pictures = {epoch: picture for epoch in epochs if (picture := film.read(paths[epoch]))}
+    if not pictures:
+        return
     header = "".join(str(epoch).ljust(LARGEST_SIDE + 1) for epoch in pictures)
     for line in (f"trial {trial.number} after epoch", header):
         screen.print(line, highlight=False, no_wrap=True, overflow="crop")

@@ -45,13 +45,14 @@ def save(run: Run, path: Path) -> tuple[Trial, int]:
     check(path)
     trial = pictured(run)
     paths = trial.pictures()
-    read_all = ((epoch, read(each)) for epoch, each in paths.items())
-    drawn = (pictures.captioned(f"epoch {epoch}", picture) for epoch, picture in read_all if picture)
-    durations_ms = [FRAME_MS] * (len(paths) - 1) + [LAST_FRAME_MS]
-    first = next(drawn)
+    drawn = [pictures.captioned(f"epoch {epoch}", picture) for epoch, each in paths.items() if (picture := read(each))]
+    if not drawn:
+        raise RunError(f"the pictures of {run.name} went while they were read: type it again")
+    first, *others = drawn
+    durations_ms = [FRAME_MS] * len(others) + [LAST_FRAME_MS]
     with files.whole(path) as partial:
-        first.save(partial, format="GIF", save_all=True, append_images=drawn, duration=durations_ms, loop=0)
-    return trial, len(paths)
+        first.save(partial, format="GIF", save_all=True, append_images=others, duration=durations_ms, loop=0)
+    return trial, len(drawn)
 
 
 def read(path: Path) -> Image.Image | None:
@@ -65,5 +66,5 @@ def read(path: Path) -> Image.Image | None:
             return picture
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:  # whatever damaged bytes lead Pillow to
         raise RunError(f"{path} is damaged: {error}") from error

@@ -83,21 +83,29 @@ def test_one_picture_makes_a_film_too(storage: Path, tmp_path: Path) -> None:
     assert film.save(run, tmp_path / "out.gif")[1] == len(frames(tmp_path / "out.gif")) == 1
 
 
-def test_a_picture_that_goes_meanwhile_is_left_out(storage: Path) -> None:
+def test_a_picture_that_goes_meanwhile_is_left_out(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = made(storage)
-    trial = add_trial(run, 1, 0.5, [1, 2])
-    paths = trial.pictures()
-    paths[2].unlink()
-    assert film.read(paths[1]) is not None
-    assert film.read(paths[2]) is None
+    found = add_trial(run, 1, 0.5, [1, 2, 3]).pictures()
+    monkeypatch.setattr(Trial, "pictures", lambda trial: found)
+    found[3].unlink()
+    assert film.save(run, tmp_path / "out.gif")[1] == 2
+    assert [duration for _, duration in frames(tmp_path / "out.gif")] == [700, 2500]
+    found[1].unlink()
+    found[2].unlink()
+    with pytest.raises(RunError, match="the pictures of search went while they were read"):
+        film.save(run, tmp_path / "none.gif")
 
 
 def test_a_damaged_picture_is_named(storage: Path, tmp_path: Path) -> None:
     run = made(storage)
     path = add_trial(run, 1, 0.5, [1, 2]).pictures()[2]
-    path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(RunError, match=f"{path} is damaged: "):
-        film.save(run, tmp_path / "out.gif")
+    whole = path.read_bytes()
+    for damaged in (whole[:60], whole[:37] + bytes(4) + whole[41:]):
+        path.write_bytes(damaged)
+        with pytest.raises(RunError, match=f"{path} is damaged: "):
+            film.save(run, tmp_path / "out.gif")
     assert list(tmp_path.glob("*.gif")) == []
 
 
