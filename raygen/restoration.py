@@ -18,6 +18,7 @@ from raygen.data.images import warn_of_damaged, without_damaged
 from raygen.errors import DataError, RunError
 from raygen.inspection import require_encoder
 from raygen.metrics import psnr, ssim
+from raygen.models._base import ImageShape
 from raygen.results import TrainedModel
 
 CHUNK_IMAGES = 500
@@ -99,10 +100,12 @@ def _images(trained: TrainedModel, place: Path, names: list[str]) -> Tensor:
     shape, options = trained.model.shape, trained.spec.data
     factor = options.corruption_factor if options.corruption == "downsample" else 1
     small = (shape.height // factor, shape.width // factor)
-    are_small = folder.sizes(place, names) == {small}
-    images = folder.read(place, names, None if are_small else options.image_size)
+    found = folder.sizes(place, names)
+    if len(found) > 1:
+        _check_sizes(place, shape, found & {small} if factor > 1 else set(), options.image_size)
+    images = folder.read(place, names, None if found == {small} else options.image_size)
     count, channels, height, width = images.shape
-    if channels != shape.channels or (height, width) not in {(shape.height, shape.width), small}:
+    if channels not in (1, shape.channels) or (height, width) not in {(shape.height, shape.width), small}:
         colours = "grey" if channels == 1 else "RGB"
         raise DataError(
             f"{place} holds {colours} images of {height}×{width} pixels, the model restores images of {shape}; "
@@ -111,7 +114,21 @@ def _images(trained: TrainedModel, place: Path, names: list[str]) -> Tensor:
     pixels = torch.from_numpy(images[np.arange(count)]).float().div_(255)
     if (height, width) != (shape.height, shape.width):
         pixels = corruption.enlarged(pixels, shape.height, shape.width)
-    return pixels
+    # Grey files among others are read as RGB in a training, and so they are by themselves.
+    return pixels.expand(-1, shape.channels, -1, -1).contiguous()
+
+
+def _check_sizes(place: Path, shape: ImageShape, small: set[tuple[int, int]], image_size: int | None) -> None:
+    """Raise DataError for images of several sizes if they cannot be made one, or some are `small` on purpose."""
+    if image_size is None:
+        raise DataError(
+            f"{place} holds images of different sizes, the model restores images of {shape}: resize them first"
+        )
+    for height, width in small:
+        raise DataError(
+            f"{place} holds images of {height}×{width} pixels, which are enlarged as in the training, and others: "
+            "restore these from a folder of their own"
+        )
 
 
 @torch.no_grad()

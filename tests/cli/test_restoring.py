@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,12 @@ from typer.testing import CliRunner, Result
 
 import raygen
 from cli.main import app
-from raygen import corruption, data, restoration
+from raygen import corruption, data, models, restoration
 from raygen.data import DataOptions
+from raygen.errors import DataError
+from raygen.models._base import ImageShape
+from raygen.results import TrainedModel
+from raygen.spec import TrainSpec
 
 
 def run(runner: CliRunner, line: str) -> Result:
@@ -114,6 +119,33 @@ def test_each_of_two_formats_is_restored_and_compared_with_its_own(
     assert told == pytest.approx(-10 * errors.log10().mean().item(), abs=0.03)
 
 
+def test_one_lower_resolution_is_told_from_images_to_be_resized(
+    trained_storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: Tensor
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = raygen.load("small", storage=trained_storage)
+    sized = replace(model, spec=model.spec.with_settings({"data.image_size": 8}))
+    write("small", corruption.downsampled(clean[:2], 2), ["a.png", "b.png"])
+    write("both", corruption.downsampled(clean[:1], 2), ["a.png"])
+    write("both", clean[1:2], ["b.png"])
+    assert torch.equal(raygen.restore(sized, "small").images, raygen.restore(model, "small").images)
+    with pytest.raises(DataError, match="both holds images of 4×4 pixels, which are enlarged as in the training"):
+        raygen.restore(sized, "both")
+
+
+def test_grey_images_are_restored_by_a_model_of_colours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: Tensor
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = TrainSpec.create("ae", {"data.corruption": "noise", "model.hidden": [8], "model.latent_dim": 4})
+    torch.manual_seed(0)
+    model = models.find("ae")(spec.model, ImageShape(3, 8, 8)).eval().requires_grad_(False)
+    write("grey", clean[:2], ["a.png", "b.png"])
+    images = raygen.restore(TrainedModel(model, spec, {}), "grey").images
+    seen = torch.stack([pixels(f"grey/{name}.png") for name in "ab"])[:, None].expand(-1, 3, -1, -1)
+    torch.testing.assert_close(images, model.decode(model.encode(seen)))
+
+
 def test_what_cannot_be_restored_is_refused_and_leaves_nothing(trained: CliRunner, damaged: Tensor) -> None:
     names = ["a.png", "b.png"]
     write("damaged", damaged[:2], names)
@@ -125,6 +157,8 @@ def test_what_cannot_be_restored_is_refused_and_leaves_nothing(trained: CliRunne
     write("large", damaged[:2, :, :7], names)
     write("others", damaged[:2], ["a.png", "c.png"])
     Path("none").mkdir()
+    write("mixed", damaged[:1], ["a.png"])
+    write("mixed", damaged[1:2, :, :4], ["b.png"])
     before = sorted(os.listdir())
     for line, said in {
         "noisy --data damaged -o full": "the folder is not empty; name a new one",
@@ -136,6 +170,7 @@ def test_what_cannot_be_restored_is_refused_and_leaves_nothing(trained: CliRunne
         "noisy --data broken -o out": "cannot decode the image broken/a.png (unknown format); repair it or remove it",
         "noisy --data large -o out": "holds grey images of 7×8 pixels, the model restores images of 8×8 with 1 ch",
         "noisy --data damaged -o out --clean others": "holds no clean image of the name b",
+        "noisy --data mixed -o out": "holds images of different sizes, the model restores images of 8×8 with 1 ch",
     }.items():
         assert said in refusal(trained, f"restore {line}")
     assert sorted(os.listdir()) == before
