@@ -30,7 +30,7 @@ class _Group(TyperGroup):
         """Run a command and exit."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("default", DamagedFilesWarning)  # each line once for a command
+                warnings.simplefilter("always", DamagedFilesWarning)
                 warnings.showwarning = _shown_by(warnings.showwarning)
                 code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except RaygenError as error:
@@ -46,13 +46,15 @@ class _Group(TyperGroup):
 
 
 def _shown_by(others: Callable[..., None]) -> Callable[..., None]:
-    """What shows a warning of ours as one yellow line, and others as before."""
+    """What shows a warning of ours as one yellow line, each once, and others as before."""
+    shown: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **how: Any) -> None:
-        if issubclass(category, DamagedFilesWarning):
-            console.warn(str(message))
-        else:
+        if not issubclass(category, DamagedFilesWarning):
             others(message, category, *place, **how)
+        elif str(message) not in shown:
+            shown.add(str(message))
+            console.warn(str(message))
 
     return show
 

@@ -68,7 +68,8 @@ class Scores:
             files.whole(path) as partial,
             partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
         ):
-            writer = csv.writer(file, lineterminator="\n")
+            # Python before 3.13 quotes no carriage return otherwise, which a name may hold.
+            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
 
@@ -92,7 +93,7 @@ def calibrate(trained: TrainedModel, normal: Dataset, false_alarms: float, seed:
 
     Raises as `inspection.score` and `threshold` do.
     """
-    # In the order of `raygen score`, which gives each image the noise that it has there.
+    # For a model of all classes, in the order of `raygen score`, which gives each image the noise that it has there.
     scores = inspection.score(trained, select(normal, "validation").images, seed)[1]
     return threshold(scores, false_alarms)
 

@@ -6,7 +6,7 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -86,12 +86,13 @@ def targets(names: Sequence[str]) -> list[str]:
     """
     stems = Counter(os.path.splitext(name)[0] for name in names)
     taken = {name for name in names if name.endswith(".png")}
+    taken |= {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
     found = []
     for name in names:
         stem, target = os.path.splitext(name)[0], name
         if not name.endswith(".png"):
             target = f"{stem if stems[stem] == 1 else name}.png"
-            while target in taken:  # by a.jpg.png, say, beside the two above
+            while target in taken:  # by a.jpg.png, say, beside the two above, or by a folder
                 target += ".png"
         taken.add(target)
         found.append(target)

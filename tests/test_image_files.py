@@ -24,6 +24,7 @@ NAMES = st.tuples(
         (["a.jpg", "a.jpg.png", "a.png"], ["a.jpg.png.png", "a.jpg.png", "a.png"]),
         (["a.gif", "a.gif.bmp", "a.jpg"], ["a.gif.png", "a.gif.png.png", "a.jpg.png"]),
         (["x.y/a", "x.y/b.c.bmp"], ["x.y/a.png", "x.y/b.c.png"]),
+        (["f.jpg", "f.png/in.png"], ["f.png.png", "f.png/in.png"]),
     ],
 )
 def test_names_are_kept_and_told_apart(names: list[str], expected: list[str]) -> None:

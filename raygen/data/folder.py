@@ -252,7 +252,9 @@ def _opened(folder: Path, name: str) -> Iterator[Image.Image]:
         raise
     # Decoders raise whatever damaged bytes lead them to: OSError, SyntaxError, ValueError, struct.error...
     except Exception as error:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        # Of memory that lacks Pillow tells in words alone.
+        lacks_memory = isinstance(error, MemoryError) or "out of memory" in str(error)
+        if lacks_memory or (isinstance(error, OSError) and error.errno is not None):
             reason = getattr(error, "strerror", None) or "out of memory"
             raise DataError(f"cannot read the image {path}: {reason}") from error
         unknown = isinstance(error, UnidentifiedImageError)

@@ -41,6 +41,7 @@ ODD = [
     'comma, "quoted".png',
     "=1+2.bmp",
     "line\nbreak.png",
+    "carriage\rreturn.png",
     "esc\x1b[31mred.png",
     os.fsdecode(b"latin\xe9.png"),
 ]
@@ -151,7 +152,7 @@ def test_names_go_from_the_folder_into_the_latents_and_back(
         with Image.open(Path("decoded", name)) as image:
             assert (np.asarray(image).transpose(2, 0, 1) == images[names.index(name)]).all()
     model = raygen.load("mixed", storage=storage_of_mixed)
-    with pytest.warns(DamagedFilesWarning, match="1 of 124 images"):
+    with pytest.warns(DamagedFilesWarning, match="1 of 123 images"):
         originals = inspection.select(load_images(model, data=str(photos / "x")), "all").images.float().numpy()
     rebuilt = images[[row for row, name in enumerate(names) if name.startswith("x/")]].astype(np.float32)
     shifted = np.roll(rebuilt, 1, axis=0)
@@ -229,3 +230,10 @@ def test_names_from_elsewhere_write_nothing_beside_the_folder(
     assert result.exit_code == 2
     assert said in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["latents.npz"]
+
+
+def test_a_warning_is_shown_once_whatever_is_read_how_often(run_mixed: CliRunner, photos: Path) -> None:
+    said = run(run_mixed, "sample", "mixed", "--prior", "gmm", "--components", "2", "-n", "4").stderr
+    assert said.count("cannot be decoded and is left out") == 1
+    said = run(run_mixed, "evaluate", "mixed", "--prior", "gmm", "--metrics", "coverage").stderr
+    assert said.count("cannot be decoded and is left out") == 1
