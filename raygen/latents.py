@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def decode(trained: TrainedModel, values: Tensor) -> Iterator[Tensor]:
     Raises RunError without a decoder for them, DataError for latents that do not fit the model, both at once.
     """
     decoder = require_encoder(trained)
-    _check(trained, values.numpy(), "latents")
+    _check(trained, values.double().numpy(), "latents")
     return (_decoded(decoder, chunk) for chunk in values.to(torch.float32).split(CHUNK_IMAGES))
 
 
@@ -147,7 +148,7 @@ def read(trained: TrainedModel, path: Path) -> Encoded:
         with path.open("rb") as file:
             arrays = np.load(file, allow_pickle=False)
             found = dict(arrays) if isinstance(arrays, np.lib.npyio.NpzFile) else {}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "damaged, or of another format"
         raise DataError(f"cannot read the latents {path} ({reason}); `raygen encode` writes such a file") from error
     if "latents" not in found:
@@ -177,7 +178,8 @@ def _check(trained: TrainedModel, latents: NDArray[Any], what: str) -> None:
             f"{what} is {latents.dtype} of shape {list(latents.shape)}; this model decodes floats of shape "
             f"[N, {latent_dim}]: name the model that encoded them"
         )
-    if not np.isfinite(latents).all():
+    # What float32 cannot hold is not finite there.
+    if not (np.abs(latents) <= np.finfo(np.float32).max).all():
         raise DataError(f"{what} holds values that are not finite: encode the images anew")
 
 

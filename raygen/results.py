@@ -55,16 +55,21 @@ class TrainedModel:
         return self.fitted or (Prior(name, self.model) if name else None)
 
     def sample(self, count: int, *, seed: int = 0) -> Tensor:
-        """Images [N, C, H, W] in [0, 1] from latents fixed by `seed`; raises RunError if it has no prior."""
+        """Images [N, C, H, W] in [0, 1] from latents fixed by `seed`.
+
+        Raises RunError if it has no prior, SpecError for less than one image.
+        """
         return torch.cat(list(self.samples(count, seed=seed)))
 
     def samples(self, count: int, *, seed: int = 0) -> Iterator[Tensor]:
-        """The same in batches [B, C, H, W], of which one is in memory at a time; raises RunError at once."""
+        """The same in batches [B, C, H, W], of which one is in memory at a time; raises at once."""
         if self.prior is None:
             raise RunError(
                 f"a model of the family {self.spec.model.name!r} cannot be sampled: it has no prior over its latents; "
                 "--prior gmm fits one"
             )
+        if count < 1:
+            raise SpecError(f"1 sample or more is drawn, not {count}")
         return _features.samples(self.prior.sampler, count, seed)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raygen.api.loading import load, load_images, loaded, with_prior
+from raygen.api.loading import ModelPlace, load, load_images, loaded, with_prior
 from raygen.errors import SpecError
 from raygen.metrics import PREFIX
 from raygen.protocol import FittedPrior, Protocol
@@ -21,7 +21,7 @@ RANKING_METRICS = ("frechet", "precision", "recall", "coverage", "ssim")
 
 
 def evaluate(
-    model: str | Path | TrainedModel,
+    model: ModelPlace | TrainedModel,
     protocol: Protocol = ON_ALL_VALIDATION_IMAGES,
     *,
     metrics: Sequence[str] | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from raygen import files
 from raygen.errors import SpecError
@@ -20,50 +20,59 @@ if TYPE_CHECKING:
 BEST_PLACE = r"[1-9]\d*"
 """The name of a folder of one of the best models."""
 
+ModelPlace: TypeAlias = str | Path | Run
+"""A run or its name or folder, a best/N folder, or a .safetensors file with its spec.json."""
+
 
 def load(
-    run_or_path: str | Path,
+    place: ModelPlace,
     *,
     prior: FittedPrior | None = None,
     components: int | None = None,
     storage: Path | None = None,
 ) -> TrainedModel:
-    """The best model of a run, by the run's name or folder, the one in a best/N folder, or of a .safetensors file.
+    """The best model of a run, or the one in a best/N folder or a .safetensors file.
 
     `prior="gmm"` fits a mixture of so many Gaussians over its latents, from which it is then sampled. Raises RunError
     if there is no model or it has no encoder to fit a prior with, CheckpointError if its files are damaged.
     """
     from raygen import results
 
-    return with_prior(results.load(find_checkpoint(run_or_path, storage=storage)), prior, components)
+    return with_prior(results.load(find_checkpoint(place, storage=storage)), prior, components)
 
 
-def loaded(model: str | Path | TrainedModel, storage: Path | None = None) -> TrainedModel:
+def loaded(model: ModelPlace | TrainedModel, storage: Path | None = None) -> TrainedModel:
     """The model itself, or the one that `load` finds."""
-    return load(model, storage=storage) if isinstance(model, str | Path) else model
+    return load(model, storage=storage) if isinstance(model, str | Path | Run) else model
 
 
 def with_prior(trained: TrainedModel, prior: FittedPrior | None, components: int | None) -> TrainedModel:
-    """The model with the prior that was asked for; raises as `load` does, SpecError for components without one."""
+    """The model with the prior that was asked for; raises as `load` does, SpecError for another, or its components."""
     if prior is None:
         if components is not None:
             raise SpecError("--components is for a mixture: add --prior gmm")
         return trained
+    if prior not in get_args(FittedPrior):
+        raise SpecError(f"there is no prior {prior!r} to fit; priors: {', '.join(get_args(FittedPrior))}")
+    if components is not None and components < 1:
+        raise SpecError(f"a mixture has 1 component or more, not {components}: use --components {COMPONENTS}")
     from raygen import inspection
     from raygen import prior as priors
 
     inspection.require_encoder(trained, "leave out --prior gmm")
-    return priors.with_mixture(trained, load_images(trained), components or COMPONENTS)
+    return priors.with_mixture(trained, load_images(trained), COMPONENTS if components is None else components)
 
 
-def find_checkpoint(run_or_path: str | Path, *, storage: Path | None = None) -> Path:
+def find_checkpoint(place: ModelPlace, *, storage: Path | None = None) -> Path:
     """Where the best model of a run is, or the best/N folder or .safetensors file itself; raises RunError."""
-    path = Path(run_or_path)
+    if isinstance(place, Run):
+        return place.best()
+    path = Path(place)
     if path.suffix == ".safetensors" and path.is_file():
         return path
     if (path / CHECKPOINT).is_file():
         return path
-    return Run.open(str(run_or_path), Path(storage or default_storage())).best()
+    return Run.open(str(place), Path(storage or default_storage())).best()
 
 
 def copy_best(run_or_path: str | Path, folder: Path, *, replace: bool = False, storage: Path | None = None) -> Run:
@@ -124,6 +133,8 @@ def select_images(
     """
     from raygen import inspection, results
 
+    if split not in (None, *inspection.PARTS, "all"):
+        raise SpecError(f"there is no part {split!r}; parts: {', '.join(inspection.PARTS)}, all")
     dataset = load_images(trained, data=data, data_root=data_root, image_size=image_size, all_classes=True)
     if split == "test":
         results.held_out_part(trained, dataset, split)

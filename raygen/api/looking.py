@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from raygen.api.loading import load_images, loaded, select_images, with_prior
+from raygen.api.loading import ModelPlace, load_images, loaded, select_images, with_prior
+from raygen.errors import SpecError
 from raygen.protocol import FittedPrior
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from raygen.anomaly import Scores
@@ -24,7 +27,7 @@ ROWS, STEPS = 8, 10
 
 
 def sample(
-    model: str | Path | TrainedModel,
+    model: ModelPlace | TrainedModel,
     count: int = SAMPLES,
     *,
     seed: int = 0,
@@ -40,7 +43,7 @@ def sample(
 
 
 def reconstruct(
-    model: str | Path | TrainedModel,
+    model: ModelPlace | TrainedModel,
     count: int = RECONSTRUCTIONS,
     *,
     data: str | None = None,
@@ -56,13 +59,15 @@ def reconstruct(
 
     trained = loaded(model, storage)
     inspection.require_encoder(trained)
+    if count < 1:
+        raise SpecError(f"1 image or more is reconstructed, not {count}")
     dataset = load_images(trained, data=data, data_root=data_root, image_size=image_size)
     images, rebuilt = inspection.reconstruct(trained, dataset.validation.images[:count])
     return inspection.Reconstructions(images, rebuilt, dataset.name)
 
 
 def interpolate(
-    model: str | Path | TrainedModel,
+    model: ModelPlace | TrainedModel,
     *,
     rows: int = ROWS,
     steps: int = STEPS,
@@ -82,7 +87,7 @@ def interpolate(
 
 
 def encode(
-    model: str | Path | TrainedModel,
+    model: ModelPlace | TrainedModel,
     *,
     split: Split | Literal["all"] | None = None,
     data: str | None = None,
@@ -102,8 +107,13 @@ def encode(
     return latents.encode(trained, chosen)
 
 
-def decode(model: str | Path | TrainedModel, latents: str | Path | Tensor, *, storage: Path | None = None) -> Tensor:
-    """Images [N, C, H, W] in [0, 1] of latents [N, D], or of those in a file that `raygen encode` has written.
+def decode(
+    model: ModelPlace | TrainedModel,
+    latents: str | Path | Latents | Tensor | NDArray[np.floating[Any]],
+    *,
+    storage: Path | None = None,
+) -> Tensor:
+    """Images [N, C, H, W] in [0, 1] of latents [N, D]: numbers, what `encode` returned, or a file of `raygen encode`.
 
     Raises RunError if there is no such model or it has no decoder for them, DataError for latents that do not fit it.
     """
@@ -112,12 +122,16 @@ def decode(model: str | Path | TrainedModel, latents: str | Path | Tensor, *, st
     from raygen import latents as stored
 
     trained = loaded(model, storage)
-    values = stored.read(trained, Path(latents)).values if isinstance(latents, str | Path) else latents
+    if isinstance(latents, str | Path):
+        values = stored.read(trained, Path(latents)).values
+    else:
+        given = latents.values if isinstance(latents, stored.Latents) else latents
+        values = torch.as_tensor(given).detach().cpu()
     return torch.cat(list(stored.decode(trained, values)))
 
 
 def score(
-    model: str | Path | TrainedModel,
+    model: ModelPlace | TrainedModel,
     *,
     split: Split | Literal["all"] | None = None,
     data: str | None = None,
@@ -142,7 +156,11 @@ def score(
 
 
 def restore(
-    model: str | Path | TrainedModel, data: Path, *, clean: Path | None = None, storage: Path | None = None
+    model: ModelPlace | TrainedModel,
+    data: str | Path,
+    *,
+    clean: str | Path | None = None,
+    storage: Path | None = None,
 ) -> Restored:
     """What a model trained with data.corruption makes of a folder of damaged images, under the names of their files.
 
@@ -151,4 +169,4 @@ def restore(
     """
     from raygen import restoration
 
-    return restoration.restore(loaded(model, storage), data, clean)
+    return restoration.restore(loaded(model, storage), Path(data), None if clean is None else Path(clean))

@@ -352,6 +352,8 @@ REFUSED = {
     "decode ae nothing.npz": "cannot read the latents nothing.npz (No such file or directory)",
     "decode ae bare.safetensors": "cannot read the latents bare.safetensors (damaged, or of another format)",
     "decode ae narrow.npz": "float32 of shape [20, 5]; this model decodes floats of shape [N, 6]",
+    "decode ae torn.npz": "cannot read the latents torn.npz (damaged, or of another format)",
+    "decode ae huge.npz": "`latents` holds values that are not finite",
     "decode ae infinite.npz": "`latents` holds values that are not finite",
     "decode ae mislabelled.npz": "`labels` is int64 of shape [3]; the classes of 20 latents",
     "decode gan narrow.npz": "gan has no encoder",
@@ -406,6 +408,10 @@ def test_bad_input_gets_one_line_and_code_2(trained: CliRunner, tmp_path: Path, 
     zeros = np.zeros((20, 6), dtype=np.float32)
     np.savez("narrow.npz", latents=zeros[:, :5])
     np.savez("infinite.npz", latents=zeros + np.inf)
+    np.savez("huge.npz", latents=zeros.astype(np.float64) + 1e300)
+    np.savez_compressed("torn.npz", latents=np.random.RandomState(0).rand(20, 6).astype(np.float32))
+    whole = Path("torn.npz").read_bytes()
+    Path("torn.npz").write_bytes(whole[:150] + b"\0" * 30 + whole[180:])
     np.savez("mislabelled.npz", latents=zeros, labels=np.arange(3))
     given = sorted(path.name for path in tmp_path.iterdir())
     Path("folder").mkdir()

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import raygen
 from cli.main import app
-from raygen.errors import RunError, SpecError
+from raygen.errors import DataError, RunError, SpecError
+from raygen.runs import Run
 
 
 def typed(runner: CliRunner, command: str) -> str:
@@ -48,6 +49,12 @@ def test_samples(trained: CliRunner) -> None:
         raygen.sample("ae", 5, components=3)
 
 
+def test_a_run_that_was_returned_stands_for_its_best_model(trained_storage: Path) -> None:
+    run = Run.open("vae", trained_storage)
+    assert torch.equal(raygen.load(run).sample(3), raygen.load("vae").sample(3))
+    assert torch.equal(raygen.sample(run, 3), raygen.sample("vae", 3))
+
+
 def test_latents_and_back(trained: CliRunner) -> None:
     typed(trained, "encode ae --split test -o latents.npz")
     encoded = raygen.encode("ae", split="test")
@@ -58,6 +65,9 @@ def test_latents_and_back(trained: CliRunner) -> None:
     typed(trained, "decode ae latents.npz -o images.npz")
     images = raygen.decode("ae", encoded.values)
     assert torch.equal(raygen.decode("ae", "latents.npz"), images)
+    assert torch.equal(raygen.decode("ae", encoded), images)
+    assert torch.equal(raygen.decode("ae", encoded.values.numpy()), images)
+    assert torch.equal(raygen.decode("ae", encoded.values.requires_grad_()), images)
     with np.load("images.npz") as found:
         assert in_bytes(images) == found["images"].flatten().tolist()
 
@@ -90,7 +100,7 @@ def test_restored_images(trained: CliRunner) -> None:
         for number, image in enumerate(images):
             Image.fromarray((255 * image[0]).round().to(torch.uint8).numpy()).save(f"{folder}/{number}.png")
     typed(trained, "restore noisy --data damaged -o restored")
-    restored = raygen.restore("noisy", Path("damaged"), clean=Path("clean"))
+    restored = raygen.restore("noisy", "damaged", clean="clean")
     for name, image in zip(restored.names, restored.images, strict=True):
         assert np.array_equal(np.asarray(Image.open(Path("restored") / name)).flatten(), in_bytes(image))
     damaged, _, ours = restored.qualities
@@ -116,5 +126,18 @@ def test_what_is_not_there_is_told_as_at_the_command_line() -> None:
         raygen.load("nobody")
     with pytest.raises(RunError, match="gan has no encoder"):
         raygen.encode("gan")
+    for wrong, said in (
+        (lambda: raygen.sample("vae", 0), "1 sample or more is drawn, not 0"),
+        (lambda: raygen.reconstruct("vae", -5), "1 image or more is reconstructed, not -5"),
+        (lambda: raygen.load("ae", prior="kde"), "no prior 'kde' to fit; priors: gmm"),
+        (lambda: raygen.load("ae", prior="gmm", components=0), "1 component or more, not 0"),
+        (lambda: raygen.encode("ae", split="valid"), "no part 'valid'; parts: train, validation, test, all"),
+        (lambda: raygen.evaluate("ae", raygen.Protocol(split="train")), "no such part 'train'; parts: valid"),
+        (lambda: raygen.evaluate("ae", raygen.Protocol(reference="all")), "no such part 'all'; parts: train"),
+        (lambda: raygen.evaluate("ae", raygen.Protocol(images=-50)), "2 images or more, not -50"),
+        (lambda: raygen.decode("ae", torch.full((3, 6), 1e300, dtype=torch.float64)), "not finite"),
+    ):
+        with pytest.raises((SpecError, DataError), match=said):
+            wrong()
     with pytest.raises(TypeError):
         raygen.sample("vae", number=3)  # type: ignore[call-arg]
