@@ -35,6 +35,9 @@ from raygen.results import TrainedModel, check_shape, held_out_part
 
 CARD = "evaluation.json"
 CHUNK_IMAGES = 500
+MANY_CLASSES, MANY_PIXELS = 200, 1_000_000_000
+"""From here on some metrics take minutes, and are judged by only if they are named."""
+
 FEWEST_TO_GROUP = 40
 """Images or samples below which no spread is told."""
 
@@ -132,7 +135,13 @@ def _left_out(trained: TrainedModel, dataset: Dataset, protocol: Protocol) -> di
     if dataset.name != modes.SOURCE:
         left_out["val_modes"] = f"it is for {modes.SOURCE}"
     if trained.spec.data.normal_class is not None or not _classifier.has_classes(dataset):
-        left_out |= dict.fromkeys(("val_class_kl", "val_linear_probe"), "it needs labels of two classes or more")
+        reason = "it needs labels of two classes or more in all parts, below 10,000"
+        left_out |= dict.fromkeys(("val_class_kl", "val_linear_probe"), reason)
+    elif int(dataset.train.labels.max()) >= MANY_CLASSES:  # type: ignore[union-attr]
+        left_out["val_linear_probe"] = "with so many classes it takes minutes; --metrics linear_probe has it"
+    if dataset.train.images.numel() > MANY_PIXELS:
+        reason = "with so many training images it takes minutes; --metrics nearest_mse,nearest_ssim has it"
+        left_out |= dict.fromkeys(("val_nearest_mse", "val_nearest_ssim"), reason)
     if protocol.is_samples is None:
         left_out["val_is_log_likelihood"] = f"it takes minutes; --is-samples {IS_SAMPLES} has it"
     return left_out
@@ -370,6 +379,11 @@ def _check(protocol: Protocol) -> None:
     networks = get_args(Network)
     if protocol.network not in networks:
         raise SpecError(f"there is no feature network {protocol.network!r}; networks: {', '.join(networks)}")
+    for given, known in ((protocol.split, get_args(HeldOut)), (protocol.reference, (None, *get_args(Split)))):
+        if given not in known:
+            raise SpecError(f"there is no such part {given!r}; parts: {', '.join(filter(None, known))}")
+    if protocol.images is not None and protocol.images < 2:
+        raise SpecError(f"a model is judged on 2 images or more, not {protocol.images}: leave out --images")
     if protocol.samples is not None and protocol.samples < 2:
         raise SpecError(f"2 samples or more are compared, not {protocol.samples}: use --samples 2000, or leave it out")
     if protocol.is_samples is not None and protocol.is_samples < 1:

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from raygen.errors import SpecError
 
@@ -41,8 +42,10 @@ TEST_PREFIX = "test_"
 """Of the name of a value on test images, in the place of PREFIX."""
 
 
-FITTED_IMAGES = 10_000
-"""Training images that a baseline or a probe is fitted on, at most."""
+FITTED_IMAGES, FITTED_PIXELS = 10_000, 100_000_000
+"""Training images that a baseline or a probe is fitted on, at most, and numbers in all of them."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +63,14 @@ class Evidence:
     samples: int = 5000  # to draw
     is_samples: int = 5000  # importance samples per image
     corrupt: Callable[[Tensor, int], Tensor | None] = lambda images, seed: None
+    _known: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], Result]) -> Result:
+        """What `make` gives, kept under this name for the other metrics of the same evaluation."""
+        if name not in self._known:
+            self._known[name] = make()
+        found: Result = self._known[name]
+        return found
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -68,8 +79,9 @@ class Evidence:
 
     @cached_property
     def fitted_images(self) -> Tensor:
-        """The first training images [M, C, H, W] in [0, 1], M at most FITTED_IMAGES, on the device of the others."""
-        return self.dataset.train.images[:FITTED_IMAGES].to(self.images.device, self.images.dtype).div_(255)
+        """The first training images [M, C, H, W] in [0, 1] on the device of the others; M is `most_fitted`."""
+        count = most_fitted(self.dataset.shape)
+        return self.dataset.train.images[:count].to(self.images.device, self.images.dtype).div_(255)
 
     @cached_property
     def fitted_inputs(self) -> Tensor:
@@ -79,6 +91,11 @@ class Evidence:
     def _seen(self, images: Tensor, seed: int) -> Tensor:
         seen = self.corrupt(images, seed)
         return images if seen is None else seen
+
+
+def most_fitted(shape: tuple[int, int, int]) -> int:
+    """How many images of a shape (C, H, W) a baseline or a probe is fitted on at most."""
+    return min(FITTED_IMAGES, max(2, FITTED_PIXELS // math.prod(shape)))
 
 
 @dataclass(frozen=True, kw_only=True)

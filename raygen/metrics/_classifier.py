@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from raygen.data import Dataset, cache
 from raygen.errors import DataError
-from raygen.metrics import FITTED_IMAGES
+from raygen.metrics import most_fitted
 from raygen.metrics._features import CHUNK_IMAGES, FeatureNetwork, prepared
 
 VERSION = 1  # raise it when the network or its training changes
@@ -82,7 +82,7 @@ def has_classes(dataset: Dataset) -> bool:
     labels = [part.labels for part in parts if part.labels is not None]
     if len(labels) < len(parts) or max(int(each.max()) for each in labels) >= MOST_CLASSES:
         return False
-    return len(labels[0][:FITTED_IMAGES].unique()) > 1
+    return len(labels[0][: most_fitted(dataset.shape)].unique()) > 1
 
 
 def trained_on(dataset: Dataset) -> Classifier:

@@ -8,7 +8,6 @@ The search is exact, over all training images, some at a time; it is made once f
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ def measured(
     Beside it stands that over as many held-out images, and of both how close the closest 5 percent are, as a mean
     shows little of a few copies. `lowest_is_closest` says which end of the values they are at.
     """
-    made, real = pairs(model, evidence)
+    made, real = evidence.once("nearest training images", lambda: pairs(model, evidence))
     of_samples, of_real = (compare(*each).double() for each in (made, real))
     quantile = LOW_QUANTILE if lowest_is_closest else 1 - LOW_QUANTILE
     closest = {
@@ -48,7 +47,6 @@ def measured(
     )
 
 
-@lru_cache(maxsize=1)
 def pairs(model: Model, evidence: Evidence) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Samples and their nearest training images, and held-out images and theirs: [N, C, H, W] in [0, 1] each."""
     train = evidence.dataset.train.images

@@ -8,9 +8,9 @@ model encodes: beside a model that restores corrupted images, the corrupted ones
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +41,6 @@ class LinearAutoencoder:
         return flat.clamp(0, 1).reshape(-1, *self._shape)
 
 
-@lru_cache(maxsize=1)
 def fitted(evidence: Evidence, components: int) -> LinearAutoencoder | None:
     """PCA of the first training images; None if these or their pixels are fewer than the components."""
     from sklearn.decomposition import PCA
@@ -49,7 +48,9 @@ def fitted(evidence: Evidence, components: int) -> LinearAutoencoder | None:
     flat = evidence.fitted_images.flatten(1).cpu().numpy()
     if components > min(flat.shape):
         return None
-    return LinearAutoencoder(PCA(components, random_state=SEED).fit(flat), evidence.images.shape[1:])
+    with np.errstate(invalid="ignore"):  # images that are all the same have no variance to explain
+        found = PCA(components, random_state=SEED).fit(flat)
+    return LinearAutoencoder(found, evidence.images.shape[1:])
 
 
 def beside(compute: Callable[..., float], model: Model, evidence: Evidence) -> Measurement:
@@ -63,5 +64,6 @@ def beside(compute: Callable[..., float], model: Model, evidence: Evidence) -> M
 
 def baseline(value: Callable[[LinearAutoencoder], float], model: Model, evidence: Evidence) -> Baseline | None:
     """What `value` gives for PCA of the model's size; None if there are too few images or pixels for one."""
-    linear = fitted(evidence, model.latent_dim)
+    components = model.latent_dim
+    linear = evidence.once(f"PCA of {components}", lambda: fitted(evidence, components))
     return None if linear is None else Baseline(name=NAME, value=value(linear), fitted_on=len(evidence.fitted_images))

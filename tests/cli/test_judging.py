@@ -118,6 +118,17 @@ def test_a_comparison_by_distance_to_training_images_says_so(trained: CliRunner)
     assert alone.startswith("validation images of digits, seed 0; nearest_mse: against training images")
 
 
+def test_what_would_take_minutes_is_left_out_with_what_has_it(
+    models: dict[str, TrainedModel], digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "MANY_CLASSES", 9)
+    monkeypatch.setattr(evaluation, "MANY_PIXELS", 90_000)
+    card = evaluation.evaluate(models["vae"], digits, None, Protocol(images=20))
+    assert card.left_out["val_linear_probe"].endswith("--metrics linear_probe has it")
+    assert card.left_out["val_nearest_mse"].endswith("--metrics nearest_mse,nearest_ssim has it")
+    assert not {"val_linear_probe", "val_nearest_mse", "val_nearest_ssim"} & set(card.values)
+
+
 def test_names_may_lack_their_prefix_and_order_and_network_are_kept(trained: CliRunner) -> None:
     card = judged(trained, "evaluate gan --metrics kid,val_coverage --network classifier --images 100")
     assert list(card["values"]) == ["val_kid", "val_coverage"]

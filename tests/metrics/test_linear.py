@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -161,3 +163,27 @@ def test_pca_is_fitted_once_for_all_metrics_on_some_of_the_images(
             given,
         )
     assert fits == [700]
+
+
+def test_large_images_are_fitted_on_fewer(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "FITTED_PIXELS", 64 * 90 + 10)
+    assert evidence(digits).fitted_images.shape == (90, 1, 8, 8)
+    measured = linear_probe.measure(Encoding(first, 6), evidence(digits))
+    assert measured.details["fitted_on"] == 90
+
+
+def test_images_that_are_all_the_same_have_a_baseline_too(digits: Dataset) -> None:
+    same = noise(torch.full((60, 1, 8, 8), 0.5))
+    given = Evidence(images=same.train.images.float() / 255, seed=0, dataset=same)
+    baseline = mse.measure(Encoding(first, 6), given).baseline
+    assert baseline is not None
+    assert baseline.value < 1e-9
+
+
+def test_nothing_of_an_evaluation_outlives_it(digits: Dataset) -> None:
+    model, given = Encoding(first, 6), evidence(digits)
+    mse.measure(model, given)
+    alive = [weakref.ref(given), weakref.ref(model), weakref.ref(given.fitted_images)]
+    del model, given
+    gc.collect()
+    assert not any(each() is not None for each in alive)
