@@ -165,7 +165,9 @@ def _compare_curves(
     from raygen import curves_plot, training_curves
     from raygen.runs import Run, default_storage
 
-    found = training_curves.groups([Run.open(name, storage or default_storage()) for name in dict.fromkeys(models)])
+    found = training_curves.groups(
+        (Run.open(name, storage or default_storage()) for name in dict.fromkeys(models)), against
+    )
     known = training_curves.known_metrics(found, judging.full_names(names))
     level = training_curves.level(found, known[0])
     rows = training_curves.stability(found, known[0], against, level)

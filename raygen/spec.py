@@ -88,10 +88,21 @@ class HealthOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     min_active_units: int = Field(1, ge=0, description="posterior collapse: fewer active latent units; 0: never")
 
 
+NOT_OF_A_CONFIGURATION: dict[str, Any] = {
+    "seed": True,
+    "resources": True,
+    "training": {"checkpoint_every_s"},
+    "evaluation": {"pictures"},
+    "warm_start": {"source", "digest"},
+}
+"""Fields that may differ between trainings of one configuration."""
+
+
 class WarmStart(BaseModel, frozen=True, extra="forbid"):
     """Weights that a training begins with in the place of some of the initial ones; see raygen.warm_start."""
 
     source: str = Field(description="the model that they come from, which is not needed any more")
+    configuration: str = Field(description="digest of how that model was trained, seeds and devices apart")
     digest: str = Field(description="of the file in the run folder that holds them")
 
 
@@ -185,6 +196,10 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
         _check_settings(settings)
         return self._validated(_merged_spec(self.model_dump(mode="json"), _nested(settings)))
 
+    def configuration(self) -> str:
+        """What is trained and how, as JSON: all but seeds, devices, and what is kept on the way."""
+        return self.model_dump_json(exclude=NOT_OF_A_CONFIGURATION)
+
     def warm_started(self, warm_start: WarmStart) -> Self:
         """This spec for a training that begins with other weights."""
         return self.model_copy(update={"warm_start": warm_start})
@@ -233,6 +248,13 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
         return values
 
     @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        for reason in (self.model.contradiction, self.data.unused_augmentation):
+            if reason is not None:
+                raise SpecError(reason)
+        return self
+
+    @model_validator(mode="after")
     def _check_metrics(self) -> Self:
         for name in self.evaluation.all_metrics:
             _check_metric(name, self.model.name)
@@ -244,9 +266,11 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
         from raygen.models import _base
 
         if metrics.find(metric).requires is _base.Sampler and self.model.prior_name is None:
+            is_objective = metric == self.evaluation.objective
+            way = "type --objective val_mse" if is_objective else "leave it out of evaluation.metrics"
             raise SpecError(
                 f"{metric} judges samples, and this {self.model.name} has no prior, as neither samples nor latents "
-                "are judged: type --objective val_mse, or set model.adversarial=both"
+                f"are judged: {way}, or set model.adversarial=both"
             )
 
     @model_validator(mode="after")

@@ -5,7 +5,6 @@ It reads what the runs wrote down while they trained, and judges nothing anew.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -22,15 +21,6 @@ from raygen.runs import Run, Trial
 Against = Literal["epoch", "time", "images"]
 GRID_POINTS = 200
 """Places at which a mean over seeds is taken."""
-
-NOT_OF_A_CONFIGURATION: dict[str, Any] = {
-    "seed": True,
-    "resources": True,
-    "training": {"checkpoint_every_s"},
-    "evaluation": {"pictures"},
-    "warm_start": True,
-}
-"""Fields that may differ between trainings of one configuration; each may begin as a decoder of its own seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +93,7 @@ class Stability:
         return asdict(self)
 
 
-def groups(runs: Iterable[Run]) -> list[Group]:
+def groups(runs: Iterable[Run], against: Against) -> list[Group]:
     """The trainings of these runs by their configuration, in the runs' order; of a search its best one's.
 
     Each group is called as its family is, or as its first run is if several groups are of one family.
@@ -114,11 +104,9 @@ def groups(runs: Iterable[Run]) -> list[Group]:
     for run in runs:
         for trial in _trainings(run):
             spec = trial.spec()
-            known = {
-                **spec.model_dump(mode="json", exclude=NOT_OF_A_CONFIGURATION),
-                "begins": spec.warm_start is not None,
-            }
-            key = json.dumps(known, sort_keys=True)
+            # What it was trained on cannot change a result, but how long it took.
+            devices = spec.resources.model_dump_json() if against == "time" else ""
+            key = f"{spec.configuration()} {devices}"
             ailment = trial.status().cause
             curve = Curve(
                 seed=spec.seed,

@@ -50,7 +50,12 @@ def from_decoder(place: Path, spec: TrainSpec, dataset: Dataset) -> tuple[TrainS
         raise RunError(f"{place}: its codes are not finite, and so have no moments: train with a lower --lr")
     root = _square_root(covariance) / (UNIFORM_STD if spec.model.prior_name == "uniform" else 1.0)
     weights = save(_folded(decoder, mean, root))
-    return spec.warm_started(WarmStart(source=str(place), digest=checkpoint.digest(weights))), weights
+    start = WarmStart(
+        source=str(place),
+        configuration=checkpoint.digest(source.spec.configuration().encode()),
+        digest=checkpoint.digest(weights),
+    )
+    return spec.warm_started(start), weights
 
 
 def _check_form(own: ModelOptions, source: ModelOptions, place: Path) -> None:

@@ -130,6 +130,8 @@ def test_choices_are_a_list_however_it_is_typed(typed: Any, chosen: tuple[str, .
         ({"data.augment": 3}, "data.augment: input should be a valid tuple, got 3"),
         ({"data.augment_shift": 0.6}, "data.augment_shift: input should be less than or equal to 0.5"),
         ({"data.augment_crop": 1.0}, "data.augment_crop: input should be less than 1"),
+        ({"data.augment_shift": 0.3}, "data.augment_shift: no image is changed so; add shift to data.augment"),
+        ({"data.augment": "shift", "data.augment_crop": 0.5}, "add crop to data.augment"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(settings: dict[str, Any], said: str) -> None:

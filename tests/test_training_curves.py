@@ -28,12 +28,13 @@ def training(
     cause: Cause = "error",
     epoch_s: float = 2.0,
     begun_as: str | None = None,
+    begun_how: str = "",
 ) -> Run:
     """A run whose epochs showed these values, each after ten steps."""
     storage.mkdir(exist_ok=True)
     spec = TrainSpec.create(family, {"training.batch_size": 50, "seed": seed, **(settings or {})})
     if begun_as is not None:
-        spec = spec.warm_started(WarmStart(source=begun_as, digest=begun_as))
+        spec = spec.warm_started(WarmStart(source=begun_as, configuration=begun_how, digest=begun_as))
     run = Run.create(storage, "train", spec, PLAN, "max", name=f"{family}-{seed}-{len(list(storage.iterdir()))}")
     trial = run.new_trial(1, {}, spec)
     for number, metrics in enumerate(values, start=1):
@@ -55,10 +56,10 @@ def test_runs_that_differ_by_their_seed_alone_are_one_group(tmp_path: Path) -> N
         training(storage, "gan", 0, [{FRECHET: 9.0}]),
         training(storage, "vae", 7, elbos(-3, -1)),
     ]
-    found = training_curves.groups(runs)
+    found = training_curves.groups(runs, "epoch")
     assert [(group.name, [curve.seed for curve in group.curves]) for group in found] == [("vae", [0, 7]), ("gan", [0])]
     wide = training(storage, "vae", 0, elbos(-1), settings={"model.hidden": 500})
-    names = [group.name for group in training_curves.groups([*runs, wide])]
+    names = [group.name for group in training_curves.groups([*runs, wide], "epoch")]
     assert names == [runs[0].name, "gan", wide.name], "two configurations of one family are called by their runs"
 
 
@@ -66,7 +67,11 @@ def test_what_does_not_change_the_result_does_not_part_a_group(tmp_path: Path) -
     devices = {"resources.cpus": 1, "evaluation.pictures": "none", "training.checkpoint_every_s": 5}
     plain = [training(tmp_path, "gan", seed, [{FRECHET: 9.0}], settings=devices if seed else {}) for seed in range(2)]
     begun = [training(tmp_path, "gan", seed, [{FRECHET: 7.0}], begun_as=f"ae-{seed}") for seed in range(3)]
-    assert [len(group.curves) for group in training_curves.groups([*plain, *begun])] == [2, 3]
+    other = training(tmp_path, "gan", 0, [{FRECHET: 7.0}], begun_as="ae-0", begun_how="wider")
+    runs = [*plain, *begun, other]
+    assert [len(group.curves) for group in training_curves.groups(runs, "epoch")] == [2, 3, 1]
+    timed = training_curves.groups(runs, "time")
+    assert [len(group.curves) for group in timed] == [1, 1, 3, 1], "other devices take another time"
 
 
 def test_a_search_stands_for_its_best_configuration_on_all_its_seeds(tmp_path: Path) -> None:
@@ -75,14 +80,14 @@ def test_a_search_stands_for_its_best_configuration_on_all_its_seeds(tmp_path: P
     best = add_trial(run, {"model.latent_dim": 30}, [-7.0, -5.0])
     fresh = run.new_trial(3, best.parameters, best.spec().with_settings({"seed": 5}), replicate_of=2)
     fresh.record_epoch(Epoch(epoch=1, step=1, metrics={ELBO: -6.0}, train_s=1.0, is_best=True))
-    [group] = training_curves.groups([run])
+    [group] = training_curves.groups([run], "epoch")
     assert [(curve.seed, len(curve.epochs)) for curve in group.curves] == [(0, 2), (5, 1)]
 
 
 @pytest.mark.parametrize(("against", "unit"), [("epoch", 1), ("time", 2), ("images", 500)])
 def test_costs_are_epochs_seconds_or_images(tmp_path: Path, against: training_curves.Against, unit: int) -> None:
     run = training(tmp_path, "vae", 0, elbos(-3, math.nan, -1))
-    [group] = training_curves.groups([run])
+    [group] = training_curves.groups([run], "epoch")
     assert group.of(ELBO, against) == [([unit, 3 * unit], [-3, -1])]
     assert group.of(FRECHET, against) == []
 
@@ -95,7 +100,7 @@ def test_a_table_tells_how_good_how_fast_and_how_stable(tmp_path: Path) -> None:
         training(tmp_path, "gan", 2, [{FRECHET: value} for value in (24.0, 14.0, 12.0, 10.0)]),
         training(tmp_path, "aegan", 0, [{FRECHET: value} for value in (12.0, 8.0, 6.0, 6.0)]),
     ]
-    found = training_curves.groups(runs)
+    found = training_curves.groups(runs, "epoch")
     level = training_curves.level(found, FRECHET)
     assert level == 10.0, "the median of 8, 30 and 10, which is worse than 6"
     best, gan = training_curves.stability(found, FRECHET, "epoch", level)
@@ -108,16 +113,15 @@ def test_a_table_tells_how_good_how_fast_and_how_stable(tmp_path: Path) -> None:
 def test_more_is_better_for_metrics_of_that_direction(tmp_path: Path) -> None:
     slow = training(tmp_path, "vae", 0, elbos(-9, -5))
     quick = training(tmp_path, "vae", 0, elbos(-4, -6), settings={"model.hidden": 500})
-    found = training_curves.groups([slow, quick])
+    found = training_curves.groups([slow, quick], "epoch")
     assert training_curves.level(found, ELBO) == -5
     rows = training_curves.stability(found, ELBO, "epoch", -5)
     assert [(row.name, row.best, row.cost) for row in rows] == [(quick.name, -4, 1), (slow.name, -5, 2)]
 
 
 def test_a_training_that_ended_early_keeps_its_last_value_in_the_band(tmp_path: Path) -> None:
-    [group] = training_curves.groups(
-        [training(tmp_path, "vae", 0, elbos(-2, -2)), training(tmp_path, "vae", 1, elbos(-4, -4, -4, -8))]
-    )
+    runs = [training(tmp_path, "vae", 0, elbos(-2, -2)), training(tmp_path, "vae", 1, elbos(-4, -4, -4, -8))]
+    [group] = training_curves.groups(runs, "epoch")
     costs, mean, spread = group.band(ELBO, "epoch")
     assert (costs[0], costs[-1]) == (1, 4)
     assert (mean[0], mean[-1]) == (-3, -5)
@@ -125,7 +129,7 @@ def test_a_training_that_ended_early_keeps_its_last_value_in_the_band(tmp_path: 
 
 
 def test_a_metric_that_no_training_wrote_down_is_refused(tmp_path: Path) -> None:
-    found = training_curves.groups([training(tmp_path, "vae", 0, [{ELBO: -1.0, "loss": 2.0}])])
+    found = training_curves.groups([training(tmp_path, "vae", 0, [{ELBO: -1.0, "loss": 2.0}])], "epoch")
     assert training_curves.known_metrics(found, [FRECHET, ELBO]) == [ELBO]
     with pytest.raises(SpecError, match="no training wrote frechet down, epoch by epoch; there is: elbo"):
         training_curves.known_metrics(found, [FRECHET])
@@ -134,7 +138,7 @@ def test_a_metric_that_no_training_wrote_down_is_refused(tmp_path: Path) -> None
 def test_the_picture_has_a_panel_for_each_metric(tmp_path: Path) -> None:
     both = [{ELBO: -3.0, FRECHET: 9.0}, {ELBO: -2.0, FRECHET: 7.0}]
     runs = [training(tmp_path, "vae", seed, both) for seed in range(2)]
-    found = training_curves.groups([*runs, training(tmp_path, "gan", 0, [{FRECHET: 8.0}])])
+    found = training_curves.groups([*runs, training(tmp_path, "gan", 0, [{FRECHET: 8.0}])], "epoch")
     path = tmp_path / "curves.png"
     curves_plot.save(found, [ELBO, FRECHET], "time", path)
     with Image.open(path) as image:

@@ -80,7 +80,9 @@ class DataOptions(BaseModel):
         (),
         description="change training images at random, any of flip (left to right), shift and crop; none: as they are",
     )
-    augment_shift: float = Field(0.1, gt=0, le=0.5, description="part of a side to shift by at most (augment shift)")
+    augment_shift: float = Field(
+        0.1, gt=0, le=0.5, description="part of a side to shift by at most, to the nearest pixel but 0 (augment shift)"
+    )
     augment_crop: float = Field(
         0.8, gt=0, lt=1, description="part of a side that a crop has at least, to be enlarged again (augment crop)"
     )
@@ -100,6 +102,15 @@ class DataOptions(BaseModel):
     corruption_factor: Literal[2, 4] = Field(
         4, description="pixels of a side that become one, and are repeated again (corruption downsample)"
     )
+
+    @property
+    def unused_augmentation(self) -> str | None:
+        """What is wrong if a strength is set of what is not done; None if all that are set are used."""
+        for name in ("shift", "crop"):
+            field = f"augment_{name}"
+            if name not in self.augment and getattr(self, field) != type(self).model_fields[field].default:
+                return f"data.{field}: no image is changed so; add {name} to data.augment"
+        return None
 
     @property
     def corruption_in_words(self) -> str | None:

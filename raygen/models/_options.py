@@ -48,6 +48,11 @@ class ModelOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return self.hidden[::-1] if self.decoder_hidden is None else self.decoder_hidden
 
     @property
+    def contradiction(self) -> str | None:
+        """What is wrong with these options together, and what to type instead; None if they go together."""
+        return None
+
+    @property
     def prior_name(self) -> str | None:
         """What latents are drawn from to make samples; None if nothing trains latents and images to suit a prior."""
         return "standard normal"

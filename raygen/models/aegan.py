@@ -100,6 +100,23 @@ class AutoencodingGAN(Model):
                 )
             return weight
 
+        @property
+        def contradiction(self) -> str | None:
+            if not (self.latent_judge or self.reconstruction or self.cycle) and self.adversarial == "samples":
+                return "model.reconstruction: with 0, and no judge of latents, nothing trains the encoder; train a gan"
+            unused = {
+                "prior": (
+                    self.prior_name is None,
+                    "neither samples nor latents are judged",
+                ),
+                "latent_hidden": (not self.latent_judge, "with model.latent_judge=false nothing judges latents"),
+                "pair_features": (self.judges == "images", "with model.judges=images nothing judges pairs"),
+            }
+            for name, (is_unused, reason) in unused.items():
+                if is_unused and getattr(self, name) != type(self).model_fields[name].default:
+                    return f"model.{name}: {reason}; leave it out"
+            return None
+
     recipe = {
         "optimizer": {"beta1": 0.5},
         "training": {"ema_half_life_images": 10_000},

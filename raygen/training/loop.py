@@ -267,7 +267,7 @@ def fit(
     labels = dataset.classes_to_balance() if spec.data.balance else None
     batches = Batches(dataset.train.images, spec, group, labels=labels)
     model = build_model(spec, ImageShape(*dataset.shape), group.device)
-    if spec.warm_start is not None:
+    if spec.warm_start is not None and not checkpoint_path.exists():
         assert warm_weights is not None, "whoever starts a training from weights says where they are"
         checkpoint.begin_with(warm_weights, spec.warm_start.digest, model)
     training = Training(spec, model, steps=spec.training.epochs * batches.per_epoch, group=group)

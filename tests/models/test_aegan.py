@@ -26,7 +26,8 @@ OBJECTIVE = {"objective": "val_mse"}
 
 
 def spec(objective: str = "val_frechet", **options: Any) -> TrainSpec:
-    options = {"arch": "mlp", "hidden": [], "latent_dim": 5, "latent_hidden": [], **options}
+    judge_of_latents = {"latent_hidden": []} if options.get("latent_judge", True) else {}
+    options = {"arch": "mlp", "hidden": [], "latent_dim": 5, **judge_of_latents, **options}
     settings = {f"model.{name}": value for name, value in options.items()}
     return TrainSpec.create("aegan", {"evaluation.objective": objective, **settings})
 
@@ -168,6 +169,13 @@ def test_reconstructions_are_judged_through_the_encoder(make_batch: MakeBatch) -
             "model.cycle: without a judge of samples or latents there are no samples",
         ),
         ({"adversarial": "reconstructions", "latent_judge": False}, "type --objective val_mse"),
+        (
+            {"adversarial": "reconstructions", "latent_judge": False, "prior": "uniform", **OBJECTIVE},
+            "model.prior: neither samples nor latents are judged; leave it out",
+        ),
+        ({"latent_judge": False, "latent_hidden": [7]}, "model.latent_hidden: with model.latent_judge=false nothing"),
+        ({"pair_features": 9}, "model.pair_features: with model.judges=images nothing judges pairs; leave it out"),
+        ({"latent_judge": False, "reconstruction": 0}, "nothing trains the encoder; train a gan"),
     ],
 )
 def test_what_does_not_go_together(options: dict[str, Any], said: str) -> None:
