@@ -25,8 +25,8 @@ def measure(model: Model, evidence: Evidence) -> Measurement:
     """Divergence, 0 or more, infinite for a class of no training image; raises DataError without labels."""
     if not _classifier.has_classes(evidence.dataset):
         raise DataError(
-            f"val_class_kl needs labels of two classes or more, which the images of {evidence.dataset.name} that "
-            "this model was trained on lack; leave it out"
+            f"val_class_kl needs labels of two classes or more, below 10,000, in all parts of "
+            f"{evidence.dataset.name} that this model was trained for; leave it out"
         )
     classifier = _classifier.trained_on(evidence.dataset)
     reference = counts(evidence.fitted_images.split(_features.CHUNK_IMAGES), classifier)

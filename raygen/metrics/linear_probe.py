@@ -27,8 +27,8 @@ def measure(model: Model, evidence: Evidence) -> Measurement:
     """Accuracy in [0, 1] with that over PCA of as many components; raises DataError without labels of two classes."""
     if evidence.labels is None or not _classifier.has_classes(evidence.dataset):
         raise DataError(
-            f"val_linear_probe needs labels of two classes or more, which the images of {evidence.dataset.name} that "
-            "this model was trained on lack; leave it out"
+            f"val_linear_probe needs labels of two classes or more, below 10,000, in all parts of "
+            f"{evidence.dataset.name} that this model was trained for; leave it out"
         )
     assert isinstance(model, Reconstructor)
     return Measurement(
