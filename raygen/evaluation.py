@@ -382,8 +382,8 @@ def _check(protocol: Protocol) -> None:
     for given, known in ((protocol.split, get_args(HeldOut)), (protocol.reference, (None, *get_args(Split)))):
         if given not in known:
             raise SpecError(f"there is no such part {given!r}; parts: {', '.join(filter(None, known))}")
-    if protocol.images is not None and protocol.images < 2:
-        raise SpecError(f"a model is judged on 2 images or more, not {protocol.images}: leave out --images")
+    if protocol.images is not None:
+        _check_count(protocol.images, protocol.split)
     if protocol.samples is not None and protocol.samples < 2:
         raise SpecError(f"2 samples or more are compared, not {protocol.samples}: use --samples 2000, or leave it out")
     if protocol.is_samples is not None and protocol.is_samples < 1:

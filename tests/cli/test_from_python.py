@@ -134,7 +134,7 @@ def test_what_is_not_there_is_told_as_at_the_command_line() -> None:
         (lambda: raygen.encode("ae", split="valid"), "no part 'valid'; parts: train, validation, test, all"),
         (lambda: raygen.evaluate("ae", raygen.Protocol(split="train")), "no such part 'train'; parts: valid"),
         (lambda: raygen.evaluate("ae", raygen.Protocol(reference="all")), "no such part 'all'; parts: train"),
-        (lambda: raygen.evaluate("ae", raygen.Protocol(images=-50)), "2 images or more, not -50"),
+        (lambda: raygen.evaluate("ae", raygen.Protocol(images=-50)), "2 validation images or more, not -50"),
         (lambda: raygen.decode("ae", torch.full((3, 6), 1e300, dtype=torch.float64)), "not finite"),
     ):
         with pytest.raises((SpecError, DataError), match=said):
