@@ -81,6 +81,9 @@ def score(
 
     Raises as `inspection.score` and `threshold` do.
     """
+    if normal is not None and false_alarms is not None:
+        # What is refused is refused before the work.
+        false_alarms_among(len(normal.validation.images), false_alarms)
     name, values = inspection.score(trained, chosen.images, seed)
     limit = None
     if normal is not None and false_alarms is not None:
@@ -105,19 +108,27 @@ def threshold(scores: Tensor, false_alarms: float) -> Threshold:
     at most α (Bates et al. 2023, "Testing for outliers with conformal p-values"). Raises SpecError if that takes more
     images or α is no part, RunError for scores that are not finite.
     """
-    if not 0 < false_alarms < 1:
-        raise SpecError(f"--false-alarms {false_alarms:g}: name the part of normal images, such as 0.01 for 1 %")
+    beyond = false_alarms_among(len(scores), false_alarms)
     if not scores.isfinite().all():
         raise RunError("the scores of normal images are not finite: train with a lower --lr")
-    count = len(scores)
-    beyond = math.floor(false_alarms * (count + 1) + 1e-9)  # 0.29 · 100 is 28.999999999999996
+    return Threshold(value=scores.sort().values[len(scores) - beyond].item(), images=len(scores))
+
+
+def false_alarms_among(count: int, part: float) -> int:
+    """How many of `count` normal images lie on a threshold or beyond it that one more exceeds in `part` of all cases.
+
+    Raises SpecError if that is less than one image, or `part` is no part.
+    """
+    if not 0 < part < 1:
+        raise SpecError(f"--false-alarms {part:g}: name the part of normal images, such as 0.01 for 1 %")
+    beyond = math.floor(part * (count + 1) + 1e-9)  # 0.29 · 100 is 28.999999999999996
     if beyond == 0:
-        least_images, least_part = math.ceil(1 / false_alarms - 1e-9) - 1, math.ceil(10_000 / (count + 1)) / 10_000
+        least_images, least_part = math.ceil(1 / part - 1e-9) - 1, math.ceil(10_000 / (count + 1)) / 10_000
         raise SpecError(
-            f"--false-alarms {false_alarms:g} takes {least_images} normal validation images, not {count}: "
+            f"--false-alarms {part:g} takes {least_images} normal validation images, not {count}: "
             f"use --false-alarms {least_part:g} or more"
         )
-    return Threshold(value=scores.sort().values[count - beyond].item(), images=count)
+    return beyond
 
 
 def worst(scores: Tensor) -> Tensor:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raygen import anomaly
+from raygen import anomaly, inspection, models
+from raygen.data import Dataset
 from raygen.errors import RunError, SpecError
+from raygen.models._base import ImageShape
+from raygen.results import TrainedModel
+from raygen.spec import TrainSpec
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=60, unique=True), st.integers(1, 99))
@@ -48,3 +53,16 @@ def test_what_is_not_finite_lies_beyond_and_sets_no_threshold() -> None:
     with pytest.raises(RunError, match="not finite"):
         anomaly.threshold(torch.tensor([1.0, math.nan] * 50), 0.5)
     assert anomaly.worst(torch.tensor([1.0, math.nan, 3.0])).tolist() == [1, 2, 0]
+
+
+def test_a_part_that_cannot_be_told_is_refused_before_any_image_is_looked_at(digits: Dataset) -> None:
+    spec = TrainSpec.create("ae", {"model.hidden": [8]})
+    model = models.find("ae")(spec.model, ImageShape(1, 8, 8))
+    seen: list[Any] = []
+    encoder = model.get_submodule("encoder")
+    encoder.register_forward_pre_hook(lambda *given: seen.append(given))
+    chosen = inspection.select(digits, "test")
+    for part in (0.0, 2.0, 1e-4):
+        with pytest.raises(SpecError, match="--false-alarms"):
+            anomaly.score(TrainedModel(model, spec, {}), chosen, digits, part, seed=0)
+    assert not seen
