@@ -13,7 +13,7 @@ from raygen import metrics
 
 if TYPE_CHECKING:
     from raygen.comparison import Compared
-    from raygen.evaluation import EvaluationCard, Value
+    from raygen.evaluation_card import EvaluationCard, Value
     from raygen.spread import Difference
     from raygen.training_curves import Against, Stability
 

@@ -12,6 +12,7 @@ from raygen import files
 from raygen.api import judging
 from raygen.api.loading import find_checkpoint, load
 from raygen.errors import SpecError
+from raygen.evaluation_card import CARD
 from raygen.metrics import short
 from raygen.protocol import IS_SAMPLES, Protocol
 
@@ -72,9 +73,7 @@ def evaluate(
     """
     place = find_checkpoint(model, storage=storage)
     folder = place if place.is_dir() else place.parent
-    from raygen import evaluation
-
-    files.check_writable(folder / evaluation.CARD)
+    files.check_writable(folder / CARD)
     card = judging.evaluate(
         load(place, prior=prior, components=components),
         Protocol(

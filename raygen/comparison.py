@@ -14,7 +14,8 @@ from PIL import Image
 from raygen import evaluation, metrics, pictures
 from raygen.data import Dataset
 from raygen.errors import SpecError
-from raygen.evaluation import EvaluationCard, Judge
+from raygen.evaluation import Judge
+from raygen.evaluation_card import EvaluationCard
 from raygen.protocol import Protocol
 from raygen.results import TrainedModel
 from raygen.spread import STANDARD_ERRORS, Difference, standard_error

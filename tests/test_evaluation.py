@@ -13,7 +13,8 @@ import torch
 from raygen import data, evaluation, metrics
 from raygen.data import DataOptions, Dataset, Part
 from raygen.errors import DataError, RaygenError, SpecError
-from raygen.evaluation import EvaluationCard, Judge, suitable_metrics
+from raygen.evaluation import Judge, suitable_metrics
+from raygen.evaluation_card import EvaluationCard
 from raygen.metrics import _classifier, _features
 from raygen.models._base import ImageShape
 from raygen.protocol import Protocol

@@ -10,10 +10,11 @@ from raygen.api.loading import ModelPlace, load, load_images, loaded, with_prior
 from raygen.errors import SpecError
 from raygen.metrics import PREFIX
 from raygen.protocol import FittedPrior, Protocol
+from raygen.runs import Run
 
 if TYPE_CHECKING:
     from raygen.comparison import Comparison
-    from raygen.evaluation import EvaluationCard
+    from raygen.evaluation_card import EvaluationCard
     from raygen.results import TrainedModel
 
 ON_ALL_VALIDATION_IMAGES = Protocol()
@@ -43,7 +44,7 @@ def evaluate(
 
 
 def compare(
-    runs: Sequence[str],
+    runs: Sequence[ModelPlace],
     protocol: Protocol = ON_ALL_VALIDATION_IMAGES,
     *,
     metrics: Sequence[str] = RANKING_METRICS,
@@ -56,8 +57,9 @@ def compare(
     With `prior="gmm"` a model that has no prior of its own is sampled from a mixture. Raises SpecError for fewer than
     two runs, no metrics, or models of different images, and as `evaluate` does.
     """
-    check_comparison(runs, metrics)
-    models = {name: load(name, storage=storage) for name in dict.fromkeys(runs)}
+    places = {run.name if isinstance(run, Run) else str(run): run for run in runs}
+    check_comparison(list(places), metrics)
+    models = {name: load(place, storage=storage) for name, place in places.items()}
     from raygen import comparison
 
     comparison.check_data(models)

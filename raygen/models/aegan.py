@@ -19,7 +19,7 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -80,41 +80,25 @@ class AutoencodingGAN(Model):
                 return None
             return "uniform" if self.prior == "uniform" else super().prior_name
 
-        @field_validator("latent_judge", "adversarial")
-        @classmethod
-        def _check_judges(cls, value: bool | str, info: ValidationInfo) -> bool | str:
-            if info.data.get("judges") == "pairs" and value != cls.model_fields[str(info.field_name)].default:
-                raise ValueError(
-                    "one discriminator judges (x, E(x)) against (G(z), z); leave it out, or set model.judges=images"
-                )
-            return value
-
-        @field_validator("cycle")
-        @classmethod
-        def _check_cycle(cls, weight: float, info: ValidationInfo) -> float:
-            has_samples = info.data.get("adversarial") != "reconstructions" or info.data.get("latent_judge")
-            if weight > 0 and not has_samples:
-                raise ValueError(
-                    "without a judge of samples or latents there are no samples; leave it out, or set "
-                    "model.adversarial=both"
-                )
-            return weight
-
         @property
         def contradiction(self) -> str | None:
             if not (self.latent_judge or self.reconstruction or self.cycle) and self.adversarial == "samples":
                 return "model.reconstruction: with 0, and no judge of latents, nothing trains the encoder; train a gan"
+            one_judge = (
+                "one discriminator judges (x, E(x)) against (G(z), z); leave it out, or set model.judges=images"
+            )
+            no_samples = "neither samples nor latents are judged; leave it out, or set model.adversarial=both"
             unused = {
-                "prior": (
-                    self.prior_name is None,
-                    "neither samples nor latents are judged",
-                ),
-                "latent_hidden": (not self.latent_judge, "with model.latent_judge=false nothing judges latents"),
-                "pair_features": (self.judges == "images", "with model.judges=images nothing judges pairs"),
+                "latent_judge": (self.judges == "pairs", one_judge),
+                "adversarial": (self.judges == "pairs", one_judge),
+                "prior": (self.prior_name is None, no_samples),
+                "cycle": (self.prior_name is None, no_samples),
+                "latent_hidden": (not self.latent_judge, "nothing judges latents; leave out model.latent_judge=false"),
+                "pair_features": (self.judges == "images", "nothing judges pairs; set model.judges=pairs"),
             }
             for name, (is_unused, reason) in unused.items():
                 if is_unused and getattr(self, name) != type(self).model_fields[name].default:
-                    return f"model.{name}: {reason}; leave it out"
+                    return f"model.{name}: {reason}"
             return None
 
     recipe = {

@@ -53,6 +53,12 @@ def test_a_run_that_was_returned_stands_for_its_best_model(trained_storage: Path
     run = Run.open("vae", trained_storage)
     assert torch.equal(raygen.load(run).sample(3), raygen.load("vae").sample(3))
     assert torch.equal(raygen.sample(run, 3), raygen.sample("vae", 3))
+    protocol = raygen.Protocol(images=20)
+    runs = [run, Run.open("ae", trained_storage)]
+    assert (
+        raygen.compare(runs, protocol, metrics=["mse"]).as_json()
+        == raygen.compare(["vae", "ae"], protocol, metrics=["mse"]).as_json()
+    )
 
 
 def test_latents_and_back(trained: CliRunner) -> None:

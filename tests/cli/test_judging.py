@@ -24,7 +24,7 @@ from cli.main import app
 from raygen import comparison, data, evaluation, inspection, prior
 from raygen.data import Dataset
 from raygen.errors import SpecError
-from raygen.evaluation import EvaluationCard
+from raygen.evaluation_card import EvaluationCard
 from raygen.protocol import Protocol
 from raygen.results import TrainedModel
 

@@ -166,15 +166,15 @@ def test_reconstructions_are_judged_through_the_encoder(make_batch: MakeBatch) -
         ({"cycle": -1}, "model.cycle: input should be greater than or equal to 0"),
         (
             {"adversarial": "reconstructions", "latent_judge": False, "cycle": 1.0, **OBJECTIVE},
-            "model.cycle: without a judge of samples or latents there are no samples",
+            "model.cycle: neither samples nor latents are judged; leave it out, or set model.adversarial=both",
         ),
         ({"adversarial": "reconstructions", "latent_judge": False}, "type --objective val_mse"),
         (
             {"adversarial": "reconstructions", "latent_judge": False, "prior": "uniform", **OBJECTIVE},
-            "model.prior: neither samples nor latents are judged; leave it out",
+            "model.prior: neither samples nor latents are judged; leave it out, or set model.adversarial=both",
         ),
-        ({"latent_judge": False, "latent_hidden": [7]}, "model.latent_hidden: with model.latent_judge=false nothing"),
-        ({"pair_features": 9}, "model.pair_features: with model.judges=images nothing judges pairs; leave it out"),
+        ({"latent_judge": False, "latent_hidden": [7]}, "model.latent_hidden: nothing judges latents; leave out"),
+        ({"pair_features": 9}, "model.pair_features: nothing judges pairs; set model.judges=pairs"),
         ({"latent_judge": False, "reconstruction": 0}, "nothing trains the encoder; train a gan"),
     ],
 )
