@@ -16,15 +16,22 @@ RaygenError                    1   anything below
 │   └── OutOfMemoryError           the device or the machine has too little memory for it
 ├── ProcessLostError           1   processes of a training were lost, more often than they are replaced
 ├── CheckpointError            1   a checkpoint, or another file of a run, that cannot be written or read
+├── StorageError               1   the storage cannot be written or read
+│   └── StorageSilentError         it has not answered yet, and may be there
+├── MachineStorageError        1   a disk of the machine that does the work cannot be written
 ├── QueueError                 1   the queue's database cannot be used
+│   ├── QueueUpgradedError         a newer Raygen has changed its tables while this process ran; start it again
 │   └── JobChangedError            somebody else changed the job meanwhile; look again
 ├── ClusterUnreachableError    1   the cluster does not answer; nothing is known of its jobs
-├── ServiceError               1   the head or the dispatcher on this machine cannot be started
+├── JobRefusedError            1   the cluster answers, but refuses what it was asked for one job
+├── ServiceError               1   this machine cannot keep or start what belongs to it: state folder, head, dispatcher
 ├── JobFailedError             1   a job that ended without a usable result
+├── WaitError                  1   a job that did not come to the state, or not in the time, that was waited for
+├── PartlyDoneError            1   what was asked of several jobs, which failed for some of them
 └── RunInterruptedError      130   stopped by the person; what was trained is kept
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -93,8 +100,16 @@ class DamagedFilesError(DataError):
         self.folder, self.reasons = folder, reasons
 
 
-class DamagedFilesWarning(UserWarning):
-    """Image files that cannot be decoded are left out; the message is one line for the person."""
+class RaygenWarning(UserWarning):
+    """Base of all warnings of Raygen's own; the message is one line for the person."""
+
+
+class DamagedFilesWarning(RaygenWarning):
+    """Image files that cannot be decoded are left out."""
+
+
+class KeptRunWarning(RaygenWarning):
+    """A run is kept, as nobody can say whether it is the best of its kind."""
 
 
 def named(reasons: Mapping[str, str]) -> str:
@@ -166,8 +181,28 @@ class CheckpointError(RaygenError):
     """A checkpoint, or another file of a run, cannot be written or read."""
 
 
+class StorageError(RaygenError):
+    """The storage cannot be written or read: away, full, or not open to this user."""
+
+    cause = "lost"
+
+
+class StorageSilentError(StorageError):
+    """The storage has not answered yet: what it was asked may take its time, or it may be away."""
+
+
+class MachineStorageError(RaygenError):
+    """A disk of the machine that does the work cannot be written: full, read-only, or not open to this user."""
+
+    cause = "lost"
+
+
 class QueueError(RaygenError):
     """The queue's database cannot be used."""
+
+
+class QueueUpgradedError(QueueError):
+    """A newer Raygen has changed the queue's tables while this process ran, which must write to them no more."""
 
 
 class JobChangedError(QueueError):
@@ -178,12 +213,32 @@ class ClusterUnreachableError(RaygenError):
     """The cluster does not answer: nothing is known of its jobs, which go on or not without us."""
 
 
+class JobRefusedError(RaygenError):
+    """The cluster answers, but refuses what it was asked for one job; `for_good`: it would refuse the same again."""
+
+    def __init__(self, reason: str, *, for_good: bool) -> None:
+        super().__init__(reason)
+        self.for_good = for_good
+
+
 class ServiceError(RaygenError):
-    """The head or the dispatcher on this machine cannot be started."""
+    """What belongs to this machine cannot be kept there safely, or its head or dispatcher cannot be started."""
 
 
 class JobFailedError(RaygenError):
     """A job ended without a usable result."""
+
+
+class PartlyDoneError(RaygenError):
+    """What was asked of several jobs failed for some of them, as `failures` tell; `done` names the others."""
+
+    def __init__(self, done: Sequence[str], failures: Sequence[RaygenError]) -> None:
+        super().__init__("; ".join([*map(str, failures), f"done: {', '.join(done) or 'nothing'}"]))
+        self.done, self.failures = done, failures
+
+
+class WaitError(RaygenError):
+    """A job did not come to the state, or not in the time, that somebody waited for."""
 
 
 class RunInterruptedError(RaygenError):
