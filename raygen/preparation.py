@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from raygen.capacity import Capacity
 from raygen.errors import JobError, ResourceError, SpecError
 from raygen.plan import Plan, plan_search, plan_training
-from raygen.queue.job import Job, State
-from raygen.runs import Run
+from raygen.queue.job import Job, JobState
+from raygen.record import ranking
+from raygen.record.view import View
 
 if TYPE_CHECKING:
     from raygen.data import Dataset
+    from raygen.results import TrainedModel
     from raygen.spec import Resources, Settings, TrainSpec, TuneSpec
 
 
@@ -68,15 +70,15 @@ def prepare_training_from(file: Path, settings: Settings, capacity: Capacity) ->
     return Prepared(spec.with_settings(with_absolute_paths(settings)), plan)
 
 
-def start_from(place: Path, prepared: Prepared) -> Prepared:
-    """The same training of a gan, whose generator begins as the decoder of the autoencoder in `place`.
+def start_from(name: str, autoencoder: TrainedModel, prepared: Prepared) -> Prepared:
+    """The same training of a gan, whose generator begins as the decoder of the autoencoder of that name.
 
     Raises SpecError if it is none of a gan, or generator and decoder are not built alike; RunError and CheckpointError
-    if there is no autoencoder.
+    if it is no autoencoder.
     """
     from raygen import data, warm_start
 
-    spec, weights = warm_start.from_decoder(place, prepared.spec, data.load(prepared.spec.data))
+    spec, weights = warm_start.from_decoder(name, autoencoder, prepared.spec, data.load(prepared.spec.data))
     return replace(prepared, spec=spec, warm_weights=weights)
 
 
@@ -128,15 +130,14 @@ def check_data(prepared: Prepared) -> None:
         raise SpecError(f"training.batch_size: {smallest} images cannot be shared by {plan.workers} processes")
 
 
-def extended(job: Job, *, trials: int | None = None, epochs: int | None = None) -> TuneSpec:
+def extended(job: Job, view: View, *, trials: int | None = None, epochs: int | None = None) -> TuneSpec:
     """The spec of a finished search made longer; raises like Site.extend, which it says the effect of."""
     from raygen.spec import TuneSpec
 
-    if job.state is not State.SUCCEEDED:
+    if job.state is not JobState.SUCCEEDED:
         raise JobError(f"{job.name} is {job.state}; only a job that has succeeded can be extended")
-    run = Run(Path(job.folder))
-    run.check_goes_on()
-    spec = run.spec()
+    spec = view.spec()
+    spec.check_trainable()
     if not isinstance(spec, TuneSpec):
         raise SpecError(f"{job.name} was made by `raygen {job.kind}`; only a search can be extended")
     wanted = {"search.trials": trials, "training.epochs": epochs}
@@ -145,10 +146,12 @@ def extended(job: Job, *, trials: int | None = None, epochs: int | None = None) 
     for path, value in settings.items():
         if value < had[path]:
             option = path.rpartition(".")[2]
-            raise SpecError(f"--{option} {value} is fewer than the {had[path]} that {run.name} has; name more of them")
-    if all(value == had[path] for path, value in settings.items()) and run.is_complete():
+            raise SpecError(
+                f"--{option} {value} is fewer than the {had[path]} that {view.name} has; name more of them"
+            )
+    if all(value == had[path] for path, value in settings.items()) and ranking.is_complete(view):
         raise SpecError(
-            f"{run.name} has {had['search.trials']} trials of {had['training.epochs']} epochs already; "
+            f"{view.name} has {had['search.trials']} trials of {had['training.epochs']} epochs already; "
             "name more of them with --trials, --epochs or both"
         )
     if settings.get("training.epochs", 0) > had["training.epochs"]:

@@ -13,11 +13,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
-
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from typing import TYPE_CHECKING, Literal
 
 from raygen.data import catalog
+from raygen.data.options import SMALLEST_SIDE as SMALLEST_SIDE
+from raygen.data.options import DataOptions as DataOptions
+from raygen.data.progress import OnProgress, silent
+from raygen.data.stored import InStorage as InStorage
+from raygen.data.stored import StoredData as StoredData
 from raygen.errors import DataError, named
 
 if TYPE_CHECKING:
@@ -27,103 +30,9 @@ if TYPE_CHECKING:
     from raygen.data.image_names import Names
     from raygen.data.images import Images
     from raygen.data.source import Source
+    from raygen.storage import Storage
 
 Split = Literal["train", "validation", "test"]
-
-Augmentation = Literal["flip", "shift", "crop"]
-
-SMALLEST_SIDE = 8  # pixels
-
-
-def _as_names(value: Any) -> Any:
-    """`flip,shift` and `[flip, shift]` as a list: the names that are typed have no quotes."""
-    if not isinstance(value, str):
-        return value
-    return [name for part in value.strip().removeprefix("[").removesuffix("]").split(",") if (name := part.strip())]
-
-
-def _in_order(names: tuple[Augmentation, ...]) -> tuple[Augmentation, ...]:
-    return tuple(name for name in get_args(Augmentation) if name in names)
-
-
-class DataOptions(BaseModel):
-    """Which images to train on, and how they are prepared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str = Field(
-        "digits",
-        min_length=1,
-        description="a data set's name, a folder of images, or a .npy or .npz file",
-    )
-    root: Path | None = Field(None, description="folder where downloaded data sets live")
-    image_size: int | None = Field(
-        None,
-        ge=SMALLEST_SIDE,
-        description="crop and resize the images to squares of this side, in pixels",
-    )
-    validation_fraction: float = Field(
-        0.1, gt=0, le=0.5, description="part of the images that no training sees: epochs and trials are chosen on it"
-    )
-    test_fraction: float = Field(
-        0.1,
-        ge=0,
-        lt=0.5,
-        description="part of the images that no training or choice sees, of a set without an official test part; "
-        "0: no test part",
-    )
-    normal_class: int | None = Field(
-        None, ge=0, description="train on the images of this class only, to find what is none; none: all classes"
-    )
-    balance: bool = Field(False, description="draw each class equally often, for classes of uneven sizes")
-    augment: Annotated[tuple[Augmentation, ...], BeforeValidator(_as_names), AfterValidator(_in_order)] = Field(
-        (),
-        description="change training images at random, any of flip (left to right), shift and crop; none: as they are",
-    )
-    augment_shift: float = Field(
-        0.1, gt=0, le=0.5, description="part of a side to shift by at most, to the nearest pixel but 0 (augment shift)"
-    )
-    augment_crop: float = Field(
-        0.8, gt=0, lt=1, description="part of a side that a crop has at least, to be enlarged again (augment crop)"
-    )
-    corruption: Literal["noise", "mask", "downsample"] | None = Field(
-        None,
-        description="of what is encoded, so that the model learns to restore the clean images; none: clean inputs",
-    )
-    corruption_std: float = Field(
-        0.3,
-        gt=0,
-        allow_inf_nan=False,
-        description="standard deviation of Gaussian noise on pixels in [0, 1] (corruption noise)",
-    )
-    corruption_mask: float = Field(
-        0.5, gt=0, lt=1, description="part of the image under a black block at a random place (corruption mask)"
-    )
-    corruption_factor: Literal[2, 4] = Field(
-        4, description="pixels of a side that become one, and are repeated again (corruption downsample)"
-    )
-
-    @property
-    def unused_augmentation(self) -> str | None:
-        """What is wrong if a strength is set of what is not done; None if all that are set are used."""
-        for name in ("shift", "crop"):
-            field = f"augment_{name}"
-            if name not in self.augment and getattr(self, field) != type(self).model_fields[field].default:
-                return f"data.{field}: no image is changed so; add {name} to data.augment"
-        return None
-
-    @property
-    def corruption_in_words(self) -> str | None:
-        """The corruption with its strength; None if there is none."""
-        match self.corruption:
-            case None:
-                return None
-            case "noise":
-                return f"Gaussian noise of σ {self.corruption_std:g}"
-            case "mask":
-                return f"a block over {self.corruption_mask:g} of the image"
-            case "downsample":
-                return f"{self.corruption_factor} × {self.corruption_factor} pixels in one"
 
 
 @dataclass(frozen=True)
@@ -222,8 +131,11 @@ def names() -> dict[str, str]:
     }
 
 
-def load(options: DataOptions) -> Dataset:
-    """Load the images of a source, decoding them only if no run on this node has done so before.
+def load(options: DataOptions, stored: InStorage | None = None) -> Dataset:
+    """Load the images of a source, decoding or fetching them only if no run on this node has done so before.
+
+    They are taken from the storage that they are in as `stored`, if those are of the same source: then it need not be
+    on this machine.
 
     The parts are the same for every run, whatever its seed: the cache holds the images in one fixed shuffled order,
     the training images first, then those for validation, then those for testing unless an official test part has a
@@ -231,31 +143,32 @@ def load(options: DataOptions) -> Dataset:
 
     Files of a folder that cannot be decoded are left out, as if they were not there, with a DamagedFilesWarning.
     Raises DataError if the source does not exist, cannot be read, or has too few or too small images, or none of the
-    normal class.
+    normal class; StorageError.
     """
     from raygen.data.images import warn_of_damaged
 
-    name, source = _source(options)
-    test_fraction = 0.0 if source.has_official_test else options.test_fraction
-    decoded = _decoded(options, name, source, least=3 if test_fraction else 2)
+    found = _read(options) if stored is None or not stored.record.is_of(options) else _fetched(stored)
+    decoded = found.images
+    test_fraction = 0.0 if found.has_official_test else options.test_fraction
+    # Again: it may have been decoded for a training that splits off no test part.
+    _check_count(options, len(decoded.images), decoded.damaged, _least(test_fraction))
     warn_of_damaged(Path(options.source), decoded.damaged, len(decoded.images) + len(decoded.damaged))
     digest = decoded.digest
     train, validation, test = _as_part(decoded).split(options.validation_fraction, test_fraction)
-    no_test = source.no_test
-    if source.test is not None:
-        official = _decoded(options, f"{name}-test", source.test, least=1)
-        test = _as_part(official)
+    no_test = found.no_test
+    if found.test is not None:
+        test = _as_part(found.test)
         _check_alike(options, train, test)
-        digest = hashlib.sha256(f"{digest} {official.digest}".encode()).hexdigest()[: len(digest)]
+        digest = hashlib.sha256(f"{digest} {found.test.digest}".encode()).hexdigest()[: len(digest)]
     elif test is None and not no_test:
         no_test = "data.test_fraction is 0"
     dataset = Dataset(
-        name,
+        found.name,
         train,
         validation,
         test,
         digest,
-        source.has_official_test,
+        found.has_official_test,
         no_test,
         names=decoded.names,
         damaged=decoded.damaged,
@@ -263,20 +176,91 @@ def load(options: DataOptions) -> Dataset:
     return dataset if options.normal_class is None else dataset.only(options.normal_class)
 
 
-def _decoded(options: DataOptions, name: str, source: Source, *, least: int) -> Decoded:
-    """All images of a source, in their shuffled order; raises DataError for fewer than `least`."""
-    from raygen.data import cache
+def travels(options: DataOptions, cluster_address: str | None) -> bool:
+    """Whether a job's images have to be put into its storage, as its nodes do not see the folders of this machine.
 
-    def check_count(count: int, damaged: Mapping[str, str]) -> None:
-        if count < least:
-            uses = ", ".join(("one to train on", "one to validate on", "one to test on")[:least])
-            others = f"; {len(damaged)} cannot be decoded: {named(damaged)}" if damaged else ""
-            raise DataError(f"{options.source}: {least} images are needed, {uses}, not {count}{others}")
+    `cluster_address` is that of the cluster that the job goes to, None for this machine's own. Nodes get named sets
+    themselves, unless a folder of this machine is named that holds them.
+    """
+    is_here = options.source not in names() or options.root is not None
+    return is_here and cluster_address is not None
+
+
+def upload(storage: Storage, options: DataOptions, *, on_progress: OnProgress = silent) -> StoredData:
+    """Put the images of a source into a storage, all parts of the data set, unless they are there already.
+
+    Raises DataError as `load` does, and StorageError.
+    """
+    from raygen.data import stored
+
+    found = _read(options)
+    test_name = f"{found.name}-test"
+    return StoredData(
+        source=options.source,
+        root=options.root,
+        image_size=options.image_size,
+        name=found.name,
+        images=stored.put(storage, found.images, found.name, on_progress),
+        test=None if found.test is None else stored.put(storage, found.test, test_name, on_progress),
+        no_test=found.no_test,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a source holds: the images to train and validate on, and the official test part if it has one."""
+
+    name: str
+    images: Decoded
+    test: Decoded | None
+    no_test: str
+
+    @property
+    def has_official_test(self) -> bool:
+        return self.test is not None or self.no_test != ""
+
+
+def _read(options: DataOptions) -> _Found:
+    """What is on this machine."""
+    name, source = _source(options)
+    least = _least(0.0 if source.has_official_test else options.test_fraction)
+    images = _decoded(options, name, source, least=least)
+    test = None if source.test is None else _decoded(options, f"{name}-test", source.test, least=1)
+    return _Found(name, images, test, source.no_test)
+
+
+def _fetched(place: InStorage) -> _Found:
+    """What `upload` has put into a storage."""
+    from raygen.data import stored
+
+    record = place.record
+    images = stored.fetch(place.storage, record.images, record.name, place.on_progress)
+    test = None
+    if record.test is not None:
+        test = stored.fetch(place.storage, record.test, f"{record.name}-test", place.on_progress)
+    return _Found(record.name, images, test, record.no_test)
+
+
+def _least(test_fraction: float) -> int:
+    """How many images the parts need that are split off."""
+    return 3 if test_fraction else 2
+
+
+def _check_count(options: DataOptions, count: int, damaged: Mapping[str, str], least: int) -> None:
+    if count < least:
+        uses = ", ".join(("one to train on", "one to validate on", "one to test on")[:least])
+        others = f"; {len(damaged)} cannot be decoded: {named(damaged)}" if damaged else ""
+        raise DataError(f"{options.source}: {least} images are needed, {uses}, not {count}{others}")
+
+
+def _decoded(options: DataOptions, name: str, source: Source, *, least: int) -> Decoded:
+    """All images of a source, in their shuffled order; raises DataError for fewer than `least`, if it reads them."""
+    from raygen.data import cache
 
     def read_checked(damaged: Mapping[str, str]) -> Images:
         images = source.read_without(damaged) if damaged and source.read_without else source.read()
         count, _, height, width = images.shape
-        check_count(count, damaged)
+        _check_count(options, count, damaged, least)
         if min(height, width) < SMALLEST_SIDE:
             raise DataError(
                 f"{options.source} holds images of {width}x{height} pixels; 8x8 is the smallest size: "
@@ -285,15 +269,12 @@ def _decoded(options: DataOptions, name: str, source: Source, *, least: int) -> 
         return images
 
     size = str(options.image_size or "native")
-    decoded = cache.decode_once(
+    return cache.decode_once(
         f"{name}-{size}",
         f"{size}\n{source.fingerprint}",
         read_checked,
         leaves_out=source.read_without is not None,
     )
-    # Again: it may have been decoded for a training that splits off no test part.
-    check_count(len(decoded.images), decoded.damaged)
-    return decoded
 
 
 def _as_part(decoded: Decoded) -> Part:

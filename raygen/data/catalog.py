@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raygen import interruption
 from raygen.data.source import Source
 from raygen.errors import DataError
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from raygen.data import DataOptions
     from raygen.data.images import Images
+    from raygen.data.options import DataOptions
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")  # where Debian's data-set packages put their files
 CELEBA_TRAINING_IMAGES = 162_770  # files 000001 to 162770; then come the official validation images
@@ -173,6 +174,7 @@ def _content(files: Iterable[Path]) -> str:
     """A digest of what is in the files, wherever they are; raises DataError for one that cannot be read."""
     digest = hashlib.sha256()
     for path in files:
+        interruption.check()
         try:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -242,7 +244,7 @@ def _find_or_download(name: str, root: Path | None, places: list[str], download:
     """First of `places` that exists under the root, the cache or Debian's folder; downloaded if none does."""
     from raygen.data import cache
 
-    folders = [cache.folder() / "datasets", SYSTEM_FOLDER]
+    folders = [cache.part("datasets"), SYSTEM_FOLDER]
     if root is not None:
         folders.insert(0, root.expanduser())
 
@@ -256,6 +258,8 @@ def _find_or_download(name: str, root: Path | None, places: list[str], download:
         path = find()
     if path is None:
         raise DataError(f"{name} was downloaded to {folders[0]}, but {places[0]} is not in it")
+    if path.is_relative_to(cache.part("datasets")):
+        cache.mark_used(path)
     return path
 
 
@@ -264,14 +268,12 @@ def _download(name: str, folders: list[Path], place: str, download: Callable[[Pa
     import http.client
     import socket
 
-    from filelock import FileLock
-
     timeout_seconds = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
         folders[0].mkdir(parents=True, exist_ok=True)
         # torchvision prints its progress to stdout, which is for data.
-        with FileLock(folders[0] / f".{name}.lock"), contextlib.redirect_stdout(sys.stderr):
+        with interruption.locked(folders[0] / f".{name}.lock"), contextlib.redirect_stdout(sys.stderr):
             download(folders[0])
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip("<>")
