@@ -9,7 +9,6 @@ between machines; its accuracy on validation images and the digest of its weight
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raygen import files
 from raygen.data import Dataset, cache
 from raygen.errors import DataError
 from raygen.metrics import most_fitted
@@ -95,7 +95,7 @@ def trained_on(dataset: Dataset) -> Classifier:
             f"{dataset.name}: the classifier network takes labels of 2 classes or more, below {MOST_CLASSES}: "
             "use --network random"
         )
-    path = cache.folder() / "classifiers" / f"{_fingerprint(dataset)}.safetensors"
+    path = cache.part("classifiers") / f"{_fingerprint(dataset)}.safetensors"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
@@ -122,6 +122,7 @@ def _read(path: Path, classes: int, source: str) -> Classifier | None:
             accuracy = float(file.metadata()["held_out_accuracy"])
     except (FileNotFoundError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
         return None
+    cache.mark_used(path)
     return Classifier(network=network.eval().requires_grad_(False), accuracy=accuracy, source=source)
 
 
@@ -130,9 +131,9 @@ def _train_and_write(path: Path, classes: int, dataset: Dataset) -> Classifier:
     assert dataset.validation.labels is not None
     network = _train(dataset.train.images[:TRAINING_IMAGES], dataset.train.labels[:TRAINING_IMAGES], classes)
     accuracy = _accuracy(network, dataset.validation.images, dataset.validation.labels)
-    partial = path.with_name(f"{path.name}.{platform.node()}.partial")
-    save_file(network.state_dict(), partial, metadata={"held_out_accuracy": repr(accuracy), "source": dataset.name})
-    os.replace(partial, path)
+    facts = {"held_out_accuracy": repr(accuracy), "source": dataset.name}
+    with files.replacing(path, writer=platform.node()) as partial:
+        save_file(network.state_dict(), partial, metadata=facts)
     return Classifier(network=network, accuracy=accuracy, source=dataset.name)
 
 

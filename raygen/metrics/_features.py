@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raygen import interruption
 from raygen.models._base import Model, Sampler
 
 CHUNK_IMAGES = 500
@@ -48,8 +49,14 @@ class FeatureNetwork:
 
 
 def features(images: Tensor, network: FeatureNetwork) -> Tensor:
-    """Features [N, F] of images [N, C, H, W] in [0, 1], in float64 on the CPU."""
-    chunks = [network.extract(chunk).double().cpu() for chunk in images.split(network.chunk_images)]
+    """Features [N, F] of images [N, C, H, W] in [0, 1], in float64 on the CPU.
+
+    Raises RunInterruptedError if they are not wanted any more (raygen.interruption).
+    """
+    chunks = []
+    for chunk in images.split(network.chunk_images):
+        interruption.check()
+        chunks.append(network.extract(chunk).double().cpu())
     return torch.cat(chunks)
 
 

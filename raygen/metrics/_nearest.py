@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from raygen import interruption
 from raygen.metrics import AgainstTraining, Evidence, Measurement, _features
 from raygen.models._base import Model
 
@@ -64,11 +65,13 @@ def nearest(images: Tensor, train: Tensor) -> Tensor:
     """The row [N] in `train`, uint8 [M, C, H, W], of what is nearest to each of images [N, C, H, W] in [0, 1].
 
     The least ‖b‖² − 2⟨a, b⟩ in single precision, so that of two that are as near to rounding either may be found.
+    Raises RunInterruptedError if it is not wanted any more (raygen.interruption).
     """
     flat = images.flatten(1)
     least = flat.new_full((len(flat),), torch.inf)
     rows = torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
     for index, chunk in enumerate(train.split(CHUNK_IMAGES)):
+        interruption.check()
         candidates = chunk.flatten(1).to(flat).div_(255)
         distances = torch.addmm(candidates.square().sum(dim=1), flat, candidates.T, alpha=-2)
         found = distances.min(dim=1)

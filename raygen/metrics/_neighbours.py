@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from raygen import interruption
+
 CHUNK_ROWS = 500
 
 
@@ -20,8 +22,13 @@ def radii(features: Tensor, k: int) -> Tensor:
 
 
 def distances(first: Tensor, second: Tensor) -> Iterator[Tensor]:
-    """Euclidean distances between the rows of [N, F] and [M, F]: blocks [n, M], in order."""
-    return (torch.cdist(rows, second) for rows in first.split(CHUNK_ROWS))
+    """Euclidean distances between the rows of [N, F] and [M, F]: blocks [n, M], in order.
+
+    Raises RunInterruptedError if they are not wanted any more (raygen.interruption).
+    """
+    for rows in first.split(CHUNK_ROWS):
+        interruption.check()
+        yield torch.cdist(rows, second)
 
 
 def share_inside(points: Tensor, centres: Tensor, radii: Tensor) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from raygen import interruption
 from raygen.metrics import _features
 from raygen.models._base import Model, Sampler
 
@@ -38,7 +39,11 @@ def _mean_of_pairs(features: Tensor) -> float:
 
 def _kernel_sum(first: Tensor, second: Tensor) -> float:
     """Sum of the kernel over all pairs of rows of [N, F] and [M, F], a few rows at a time."""
-    return sum(_kernel(rows @ second.T, second.shape[1]).sum().item() for rows in first.split(CHUNK_ROWS))
+    total = 0.0
+    for rows in first.split(CHUNK_ROWS):
+        interruption.check()
+        total += _kernel(rows @ second.T, second.shape[1]).sum().item()
+    return total
 
 
 def _kernel(products: Tensor, width: int) -> Tensor:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,27 +23,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from raygen import files
 from raygen.errors import CheckpointError
 
 MODEL, AVERAGE, OPTIMIZER, BEST = "model.", "average.", "optimizer.", "best."
 METADATA = "progress"
 
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""What safetensors says of an error of the system's."""
+
 Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class BestRecord:
-    """The epoch with the best objective so far."""
+class Best:
+    """The epoch with the best objective so far, with the weights that were judged."""
 
     epoch: int
     step: int
     metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Best(BestRecord):
-    """The best epoch so far, with the weights that were judged."""
-
     weights: Weights
 
 
@@ -60,6 +59,14 @@ class Progress:
     best: Best | None = None
     ailing_epochs: dict[str, int] = field(default_factory=dict)
 
+    def is_unjudged(self, steps_per_epoch: int) -> bool:
+        """Whether an epoch has had its last step, and its model is yet to be judged."""
+        return self.step % steps_per_epoch == 0 and bool(self.counts)
+
+    def epochs_judged(self, steps_per_epoch: int) -> int:
+        """How many epochs are finished."""
+        return self.step // steps_per_epoch - self.is_unjudged(steps_per_epoch)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -71,15 +78,19 @@ class Trained:
 
 
 def save(path: Path, trained: Trained, progress: Progress) -> None:
-    """Write a checkpoint in the place of the old one; raises CheckpointError (a full disk, say)."""
+    """Write a checkpoint in the place of the old one.
+
+    Raises CheckpointError, and MachineStorageError if a disk of this machine takes no more.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    with explained(f"cannot write the checkpoint {path}"):
+    what = f"cannot write the checkpoint {path}"
+    with explained(what), files.on_own_disk(what, "free some space there or set TMPDIR to another folder"):
         try:
             # A folder, because safetensors first writes to a name of its own, which a killed process leaves behind.
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             written = partial / path.name
-            save_file(_tensors(trained, progress), written, metadata={METADATA: json.dumps(_as_json(progress))})
+            _write(written, _tensors(trained, progress), json.dumps(_as_json(progress)))
             _flush_to_disk(written)
             written.replace(path)
             _flush_to_disk(path.parent)
@@ -106,18 +117,9 @@ def restore(path: Path, trained: Trained) -> Progress:
         return Progress(**state)
 
 
-def read_best_record(path: Path) -> BestRecord | None:
-    """The best epoch in a checkpoint, if there is a checkpoint and an epoch was judged before it was written."""
-    if not path.exists():
-        return None
-    with explained(f"cannot read the checkpoint {path}"), safe_open(path, framework="pt") as file:
-        record = json.loads(file.metadata()[METADATA])["best"]
-        return None if record is None else BestRecord(**record)
-
-
-def read_best_weights(path: Path) -> Weights:
-    """The best weights in a checkpoint; raises CheckpointError naming the file where it is missing or damaged."""
-    return read_weights(path, prefix=BEST)
+def best_weights(content: bytes) -> Weights:
+    """The best weights in the content of a checkpoint; raises what safetensors does if it is damaged."""
+    return {name.removeprefix(BEST): tensor for name, tensor in load(content).items() if name.startswith(BEST)}
 
 
 def read_weights(path: Path, *, prefix: str = "") -> Weights:
@@ -153,6 +155,15 @@ def _tensors(trained: Trained, progress: Progress) -> Weights:
     if progress.best is not None:
         tensors |= _prefixed(BEST, progress.best.weights)
     return tensors
+
+
+def _write(path: Path, tensors: Weights, metadata: str) -> None:
+    try:
+        save_file(tensors, path, metadata={METADATA: metadata})
+    except SafetensorError as error:
+        if (found := OS_ERROR.search(str(error))) is None:
+            raise
+        raise OSError(int(found[1]), str(error)) from error
 
 
 def _as_json(progress: Progress) -> dict[str, Any]:

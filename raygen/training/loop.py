@@ -8,44 +8,35 @@ not finite.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from raygen import augmentation, corruption, metrics, models
+from raygen import corruption, interruption, metrics
 from raygen.data import Dataset
 from raygen.errors import (
     CheckpointError,
     DataError,
     NonFiniteLossError,
     NonFiniteObjectiveError,
-    SpecError,
+    RunInterruptedError,
     UnhealthyError,
 )
-from raygen.models._base import Batch, ImageShape, Metrics, Model, Noise, Phase, derived_seed
-from raygen.optimizer_options import OptimizerOptions
+from raygen.models._base import ImageShape, Model
 from raygen.spec import TrainSpec
-from raygen.training import checkpoint, health, optimizers, order
-from raygen.training.checkpoint import Best, Progress, Trained
+from raygen.training import checkpoint, health
+from raygen.training.batches import Batches
+from raygen.training.checkpoint import Best, Progress
 from raygen.training.distributed import ALONE, Group
 from raygen.training.evaluation import evaluate, held_out_images
-
-STEPS_BETWEEN_SYNCS = 20
-"""Steps after which losses are read from the device, a stop is heeded and a checkpoint may be written."""
-
-RECOMPILE_LIMIT = 64
-"""Forms of its networks that a model may have compiled; vaegan needs more than torch's default of 8."""
-
-EMA_RAMP_UP = 0.05
-"""A moving average looks back at most on this part of the images seen (Karras et al. 2020, StyleGAN2-ADA)."""
+from raygen.training.rhythm import Rhythm
+from raygen.training.saver import Saver
+from raygen.training.step import Step, Training, build_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,174 +61,6 @@ class Epoch:
     is_best: bool
 
 
-class Step(NamedTuple):
-    """One phase's loss and metrics in one step: means over this rank's images, still on the device."""
-
-    phase: str
-    step: int
-    values: Metrics
-
-
-def build_model(spec: TrainSpec, shape: ImageShape, device: torch.device) -> Model:
-    """The spec's model with initial weights from its seed, the same on every device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(spec.seed, "weights"))
-        model = models.find(spec.model.name)(spec.model, shape)
-    return model.to(device)
-
-
-class Training:
-    """A model with its optimizers, and the one step that trains it."""
-
-    def __init__(self, spec: TrainSpec, model: Model, *, steps: int, group: Group) -> None:
-        self.spec = spec
-        self.model = model
-        self.steps = steps
-        self.group = group
-        # Ranks may hold different numbers of images: each counts by its share, and the sum is the global mean.
-        rows = group.rows(spec.training.batch_size, together=spec.model.images_judged_together)
-        self.share = (rows.stop - rows.start) / spec.training.batch_size
-        self.phases = model.phases()
-        self.optimizers = {
-            phase.name: optimizers.build(spec.optimizer, phase.params)
-            for phase in self.phases
-            if phase.optimizer_of is None
-        }
-        self.average = copy.deepcopy(model) if spec.training.ema_half_life_images else None
-        own = {phase.name: set(phase.params) for phase in self.phases}
-        self._others = {
-            name: [parameter for parameter in model.parameters() if parameter not in params]
-            for name, params in own.items()
-        }
-        if spec.training.compile:
-            _compile(model)
-
-    @property
-    def judged(self) -> Model:
-        """The model to evaluate and to keep: the moving average where there is one."""
-        return self.model if self.average is None else self.average
-
-    @property
-    def trained(self) -> Trained:
-        """What a checkpoint of this training holds."""
-        return Trained(model=self.model, average=self.average, optimizers=self.optimizers)
-
-    def step(self, batch: Batch, step: int) -> list[Step]:
-        """Run every phase that is due at `step` (counted from 0) on this rank's part of the batch."""
-        results = [
-            Step(phase.name, step, self._minimise(phase, batch, step))
-            for phase in self.phases
-            if (step + 1) % phase.every == 0
-        ]
-        if self.average is not None:
-            self._update_average(self.average, step)
-        return results
-
-    def _minimise(self, phase: Phase, batch: Batch, step: int) -> Metrics:
-        optimizer = self.optimizers[phase.optimizer_of or phase.name]
-        for parameter in self._others[phase.name]:
-            parameter.requires_grad_(False)
-        # Before the forward pass, which then finds the old gradients' memory free and warm.
-        optimizer.zero_grad(set_to_none=True)
-        with self._precision():
-            loss, metrics = phase.loss(batch)
-        (loss * self.share if self.group.world_size > 1 else loss).backward()
-        for parameter in self._others[phase.name]:
-            parameter.requires_grad_(True)
-        self.group.sum([parameter.grad for parameter in phase.params if parameter.grad is not None])
-        if self.spec.optimizer.clip_norm is not None:
-            nn.utils.clip_grad_norm_(phase.params, self.spec.optimizer.clip_norm)
-        scale = learning_rate_scale(self.spec.optimizer, step=step, steps=self.steps)
-        optimizer.param_groups[0]["lr"] = self.spec.optimizer.lr * phase.lr_scale * scale
-        optimizer.step()
-        return {name: value.detach() for name, value in {f"{phase.name}_loss": loss, **metrics}.items()}
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if self.spec.training.precision == "bf16":
-            return torch.autocast(self.group.device.type, torch.bfloat16)
-        return nullcontext()
-
-    @torch.no_grad()
-    def _update_average(self, average: Model, step: int) -> None:
-        batch_size = self.spec.training.batch_size
-        half_life = min(self.spec.training.ema_half_life_images, EMA_RAMP_UP * (step + 1) * batch_size)
-        weight = 1 - 0.5 ** (batch_size / half_life)
-        torch._foreach_lerp_(list(average.parameters()), list(self.model.parameters()), weight)
-        # What is no parameter is no average either: singular vectors (spectral norm) follow the weights' own.
-        for own, latest in zip(average.buffers(), self.model.buffers(), strict=True):
-            own.copy_(latest)
-
-
-def _compile(model: Model) -> None:
-    """Compile each network in place, at its first use."""
-    # A network is compiled anew for every set of tensors that need a gradient. torch counts that over all networks,
-    # those of earlier trainings in this process too, and past its limit of 8 runs them as they are.
-    torch.compiler.reset()
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    for network in model.children():
-        network.compile()
-
-
-def learning_rate_scale(options: OptimizerOptions, *, step: int, steps: int) -> float:
-    """Part of the learning rate in force at `step` (from 0) of `steps`: linear warm-up, then the schedule."""
-    warmup_steps = options.warmup_fraction * steps
-    if step + 1 < warmup_steps:
-        return (step + 1) / warmup_steps
-    if options.schedule == "constant":
-        return 1.0
-    # The step that ends the warm-up may lie before `warmup_steps`, which need not be whole.
-    done = max(step - warmup_steps, 0) / (steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
-class Batches:
-    """One rank's part of every batch, indexed from uint8 images that stay in memory; no work per image.
-
-    Changed at random if the spec says so, and with what a model sees of them that learns to restore them. With
-    `labels` [N] each class comes equally often.
-    """
-
-    def __init__(self, images: Tensor, spec: TrainSpec, group: Group, *, labels: Tensor | None = None) -> None:
-        self.batch_size = spec.training.batch_size
-        self.per_epoch = len(images) // self.batch_size
-        together = spec.model.images_judged_together
-        if not group.world_size * together <= self.batch_size <= len(images):
-            each = f", {together} images for each" if together > 1 else ""
-            raise SpecError(
-                f"training.batch_size: {self.batch_size} does not fit: it must lie between the number of processes "
-                f"({group.world_size}{each}) and the number of training images ({len(images)})"
-            )
-        self._seed = spec.seed
-        self._options = spec.data
-        self._rows = group.rows(self.batch_size, together=together)
-        self._images = images.to(group.device)
-        self._members = None if labels is None else order.by_class(labels)
-        self._generator = torch.Generator(group.device)
-
-    def from_step(self, step: int) -> Iterator[Batch]:
-        """The batches of the epoch that `step` is in, from `step` on; the last incomplete batch is left out."""
-        epoch, done = divmod(step, self.per_epoch)
-        positions = self._order(epoch).to(self._images.device)
-        for index in range(done, self.per_epoch):
-            first = index * self.batch_size
-            rows = positions[first + self._rows.start : first + self._rows.stop]
-            noise = self._noise(epoch * self.per_epoch + index)
-            images = self._images.index_select(0, rows).to(torch.float32).div_(255)
-            images = augmentation.augmented(self._options, images, noise)
-            yield Batch(images=images, noise=noise, corrupted=corruption.corrupted(self._options, images, noise))
-
-    def _order(self, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(derived_seed(self._seed, "order", epoch))
-        if self._members is None:
-            return torch.randperm(len(self._images), generator=generator)
-        return order.balanced(self._members, self.per_epoch * self.batch_size, generator)
-
-    def _noise(self, step: int) -> Noise:
-        return Noise(
-            seed=self._seed, step=step, batch_size=self.batch_size, rows=self._rows, generator=self._generator
-        )
-
-
 def fit(
     spec: TrainSpec,
     dataset: Dataset,
@@ -247,6 +70,7 @@ def fit(
     warm_weights: Path | None = None,
     on_pace: Callable[[Pace], None] = lambda pace: None,
     on_judged: Callable[[int, Model], None] = lambda epoch, model: None,
+    on_saved: Callable[[int, int], None] = lambda step, epochs: None,
     should_stop: Callable[[], bool] = lambda: False,
     should_save: Callable[[], bool] = lambda: False,
 ) -> Generator[Epoch, None, None]:
@@ -256,8 +80,9 @@ def fit(
     in the file `warm_weights`.
 
     Rank 0 alone judges the model, hands each epoch's number with the model that was judged to `on_judged`, and writes
-    checkpoints: when one is due, or any rank asks for one at a sync. On a stop (asked for by any rank at a sync), and
-    when the iterator is closed, a checkpoint is left to go on from; where a training is stopped because it has gone
+    checkpoints, each of which `on_saved` is told the step and how many epochs were judged before it: when one is due,
+    or any rank asks for one at a sync. On a stop (asked for by any rank at a sync, or by rank 0 while it judges), and
+    when the iterator is closed, a checkpoint is left to go on from; if a training is stopped because it has gone
     wrong, one with its best weights. Raises UnhealthyError, NonFiniteLossError or NonFiniteObjectiveError then,
     CheckpointError, and SpecError or DataError if spec and data do not fit.
     """
@@ -273,28 +98,42 @@ def fit(
     training = Training(spec, model, steps=spec.training.epochs * batches.per_epoch, group=group)
     progress = checkpoint.restore(checkpoint_path, training.trained)
     _check_same_start(progress.step, dataset.digest, group)
-    saver = _Saver(checkpoint_path, training.trained, progress, group=group, every_s=spec.training.checkpoint_every_s)
+    saver = Saver(
+        checkpoint_path,
+        training.trained,
+        progress,
+        group=group,
+        every_s=spec.training.checkpoint_every_s,
+        steps_per_epoch=batches.per_epoch,
+        on_saved=on_saved,
+    )
     held_out = held_out_images(dataset.validation.images, spec.evaluation, group.device)
     inputs = corruption.corrupted_for_judging(spec.data, held_out, spec.evaluation.seed)
 
-    while progress.step < training.steps:
-        stopped = False
+    rhythm = Rhythm()
+    while progress.step < training.steps or progress.is_unjudged(batches.per_epoch):
         try:
-            for pace, stopped, wanted in _synced_steps(training, batches, progress, should_stop, should_save):
-                on_pace(pace)
-                if wanted:
-                    saver.save_when_possible()
-                if progress.step % batches.per_epoch == 0:
-                    break
-                if stopped:
-                    saver.save()
-                    return
-                saver.save_if_due()
+            if not progress.is_unjudged(batches.per_epoch):
+                for pace, stopped, wanted in _synced_steps(
+                    training, batches, progress, rhythm, should_stop, should_save
+                ):
+                    on_pace(pace)
+                    if wanted:
+                        saver.save_when_possible()
+                    if stopped:
+                        saver.save()
+                        return
+                    if not progress.is_unjudged(batches.per_epoch):
+                        saver.save_if_due()
             number = progress.step // batches.per_epoch
-            epoch, ailment = _finished_epoch(training, progress, held_out, inputs, number=number)
+            finished = _finished_epoch(training, progress, held_out, inputs, should_stop, number=number)
         except (NonFiniteLossError, NonFiniteObjectiveError):
             saver.save_best()
             raise
+        if finished is None:
+            saver.save()
+            return
+        epoch, ailment = finished
         if group.rank == 0:
             on_judged(number, training.judged)
         try:
@@ -302,8 +141,6 @@ def fit(
         except GeneratorExit:
             saver.save()
             raise
-        if stopped:
-            break
         if ailment is not None and progress.step < training.steps:
             saver.save()
             raise ailment
@@ -315,19 +152,23 @@ def _synced_steps(
     training: Training,
     batches: Batches,
     progress: Progress,
+    rhythm: Rhythm,
     should_stop: Callable[[], bool],
     should_save: Callable[[], bool],
 ) -> Iterator[tuple[Pace, bool, bool]]:
     """Run the rest of the epoch; at each sync add what was measured to `progress`; says whether to stop, and save."""
     pending: list[Step] = []
     first_step, epoch_s, resumed_at = progress.step, 0.0, time.perf_counter()
+    synced_step = first_step
     for batch in batches.from_step(progress.step):
         pending += training.step(batch, progress.step)
         progress.step += 1
-        if progress.step % STEPS_BETWEEN_SYNCS == 0 or progress.step % batches.per_epoch == 0:
-            stop, save = _sync(pending, progress, training, asked=[should_stop(), should_save()])
+        if rhythm.is_due(progress.step) or progress.step % batches.per_epoch == 0:
+            stop, save = _sync(pending, progress, training, rhythm, asked=[should_stop(), should_save()])
             pending = []
             elapsed_s = time.perf_counter() - resumed_at
+            rhythm.measure(progress.step - synced_step, elapsed_s)
+            synced_step = progress.step
             epoch_s += elapsed_s
             progress.train_s += elapsed_s
             pace = Pace(
@@ -342,13 +183,17 @@ def _synced_steps(
             resumed_at = time.perf_counter()
 
 
-def _sync(pending: Sequence[Step], progress: Progress, training: Training, *, asked: Sequence[bool]) -> list[bool]:
+def _sync(
+    pending: Sequence[Step], progress: Progress, training: Training, rhythm: Rhythm, *, asked: Sequence[bool]
+) -> list[bool]:
     """Read the steps' global means in one transfer; returns for each thing that may be asked whether any rank does."""
     values = [value for step in pending for value in step.values.values()]
-    wishes = torch.tensor(asked, dtype=torch.float32, device=training.group.device)
-    flat = torch.cat([torch.stack(values), wishes]) * training.share
+    wishes = torch.tensor([*asked, rhythm.wish], dtype=torch.float32, device=training.group.device)
+    flat = torch.cat([torch.stack(values) * training.share, wishes])
     training.group.sum([flat])
-    read = iter(flat.tolist())
+    *numbers, wished_steps = flat.tolist()
+    rhythm.agree(wished_steps, training.group.world_size)
+    read = iter(numbers)
     for step in pending:
         for name in step.values:
             number = next(read)
@@ -360,21 +205,32 @@ def _sync(pending: Sequence[Step], progress: Progress, training: Training, *, as
 
 
 def _finished_epoch(
-    training: Training, progress: Progress, held_out: Tensor, inputs: Tensor | None, *, number: int
-) -> tuple[Epoch, UnhealthyError | None]:
-    """Close the epoch's sums, judge the model on rank 0, and keep its weights if they are the best so far.
+    training: Training,
+    progress: Progress,
+    held_out: Tensor,
+    inputs: Tensor | None,
+    should_stop: Callable[[], bool],
+    *,
+    number: int,
+) -> tuple[Epoch, UnhealthyError | None] | None:
+    """Judge the model on rank 0, close the epoch's sums, and keep its weights if they are the best so far.
 
     It is judged on the images `held_out`, of which it encodes `inputs`, themselves if None.
-    Says too, on every rank, what the training should be stopped for.
+    Says too, on every rank, what the training should be stopped for; None if a stop came before the model was judged.
     """
     values = {name: total / progress.counts[name] for name, total in progress.sums.items()}
-    progress.sums, progress.counts = {}, {}
-    is_best, ailment = False, None
+    is_best, ailment, was_stopped = False, None, False
     objective = metrics.find(training.spec.evaluation.objective)
     if training.group.rank == 0:
         also = health.needed_metrics(training.model, training.spec)
-        values |= evaluate(training.judged, held_out, training.spec.evaluation, also=also, inputs=inputs)
-    _check_finite(objective.name, values.get(objective.name, 0.0), training.group)
+        try:
+            with interruption.heeding(should_stop):
+                values |= evaluate(training.judged, held_out, training.spec.evaluation, also=also, inputs=inputs)
+        except RunInterruptedError:
+            was_stopped = True
+    if _was_stopped(objective.name, values.get(objective.name, 0.0), training.group, was_stopped=was_stopped):
+        return None
+    progress.sums, progress.counts = {}, {}
     if training.group.rank == 0:
         best = progress.best
         is_best = best is None or objective.is_better(values[objective.name], than=best.metrics[objective.name])
@@ -388,12 +244,16 @@ def _finished_epoch(
     return epoch, health.told_to_all(ailment, training.group)
 
 
-def _check_finite(objective: str, value: float, group: Group) -> None:
-    """Every rank learns of a value that cannot be compared, so that all end the training together."""
-    total = torch.tensor([value], dtype=torch.float64, device=group.device)
+def _was_stopped(objective: str, value: float, group: Group, *, was_stopped: bool) -> bool:
+    """Every rank learns that rank 0 was stopped, or of a value that cannot be compared: so all end together."""
+    total = torch.tensor([float(was_stopped), value], dtype=torch.float64, device=group.device)
     group.sum([total])
-    if not math.isfinite(total.item()):
+    stopped, all_values = total.tolist()
+    if stopped:
+        return True
+    if not math.isfinite(all_values):
         raise NonFiniteObjectiveError(objective)
+    return False
 
 
 def _check_same_start(step: int, digest: str, group: Group) -> None:
@@ -411,37 +271,3 @@ def _check_same_start(step: int, digest: str, group: Group) -> None:
             "the processes of this training read different images: are the same files on all nodes, and the same "
             "version of Pillow?"
         )
-
-
-class _Saver:
-    """Writes checkpoints from rank 0, when something is new."""
-
-    def __init__(self, path: Path, trained: Trained, progress: Progress, *, group: Group, every_s: float) -> None:
-        self._path = path
-        self._trained = trained
-        self._progress = progress
-        self._writes = group.rank == 0
-        self._every_s = every_s
-        self._saved_step = progress.step
-        self._saved_at = time.monotonic()
-        self._wanted = False
-
-    def save(self) -> None:
-        self._wanted = False
-        if self._writes and self._progress.step != self._saved_step:
-            checkpoint.save(self._path, self._trained, self._progress)
-            self._saved_step = self._progress.step
-            self._saved_at = time.monotonic()
-
-    def save_best(self) -> None:
-        """Save even a training that cannot go on, so that its best weights are kept."""
-        if self._progress.best is not None:
-            self.save()
-
-    def save_when_possible(self) -> None:
-        """Take a checkpoint as due; one at the end of an epoch has to wait until the epoch is judged."""
-        self._wanted = True
-
-    def save_if_due(self) -> None:
-        if self._wanted or time.monotonic() - self._saved_at >= self._every_s:
-            self.save()
