@@ -65,6 +65,10 @@ class Board:
             self._left = left
         return self._left
 
+    def may_hold(self, each: Devices, number: int) -> bool:
+        """Whether so many processes of this size find room if the loose ones end up where they harm least."""
+        return self.holds_beside(Group(each, 0), each, number)
+
     def holds_beside(self, group: Group, each: Devices, number: int) -> bool:
         """Whether so many processes of size `each` find room beside a group, its loose ones where they harm least."""
         free = self.free().minus(group.each, group.number)

@@ -1,90 +1,118 @@
 """Who runs next, and why the others wait. Pure: a snapshot of the queue goes in, a decision or words come out.
 
-Jobs are ordered by priority, then age. A job starts when all its processes find room, on whichever nodes Ray places
-them. One that must wait keeps its claim: another behind it may start only if that cannot delay it, however long each
-job takes. So it must leave room for those before it beside all that run now and can run beside them, wherever its
-own processes end up; or use nothing that they lack. Nor may a job start that could take the room of one that was
-started and whose processes have no nodes yet. A job that waits to be tried again keeps no claim meanwhile, nor
-does one that asks for more than the cluster has.
+Each job has a claim: to devices for a number of processes. Claims have turns (`raygen/queue/turns.py`). A claim starts
+when there is room for all of its processes, on whichever nodes Ray puts them. While one waits, a later one may start
+only if that cannot delay it. So one of three things must hold, wherever the later one's processes end up: the waiting
+claim would still find room beside all that runs now and all that may run beside it; or the later one uses no kind of
+device that the waiting claim could be short of; or the later one has a time limit, and will have ended by it before
+the waiting claim could start, since others whose limits are longer have its room. What has no limit may end at any
+moment, or never.
+
+Processes that were started may have no nodes yet. No claim starts that could take their room.
+
+Two kinds of waiting claims hold back no others: one that is to be tried again later, and one that asks for more than
+the cluster has.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from itertools import islice
 from math import ceil
+from types import MappingProxyType
 
 from raygen.capacity import ROUNDING, Capacity, Devices, Node, OnDemand, count
 from raygen.queue.placement import Board, Group
+from raygen.queue.places import typed
+from raygen.queue.turns import Claim, Turn, Turns
 
 DEPTH = 500
-"""Waiting jobs that one decision looks at, from the first on; those behind wait for their turn."""
+"""Waiting claims that one decision looks at, from the first on; those behind wait for their turn."""
 
+LEAST_OF_EACH = 10
+"""Waiting claims of each user that are looked at however many users there are."""
 
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A job's claim on devices, as far as decisions need it; those with `active` hold them now.
-
-    It is for so many `processes` with these devices each, or as many as the cluster has room for, but `fewest` at
-    least. Of an active one, `places` says how many have which node by now, `pending` how many wait for one.
-    """
-
-    id: int
-    name: str
-    priority: int
-    processes: int
-    fewest: int
-    each: Devices
-    active: bool
-    places: Mapping[str, int] = field(default_factory=dict)
-    pending: int = 0
-    not_before: float = 0.0
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Its place among all claims: the higher priority first, then the older."""
-        return -self.priority, self.id
+GRACE_S = 60.0
+"""Seconds that a job may take to end with its checkpoints once its time is up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """A cluster as the queue last saw it."""
+    """A cluster as the queue last saw it; its capacity is None until a dispatcher has seen its nodes."""
 
     name: str
     capacity: Capacity | None
     unreachable_since: float | None
     problem: str
-    has_dispatcher: bool
+    users: Collection[str]  # whose jobs its living dispatchers start; "" if one of them starts everybody's
     on_demand: OnDemand | None = None
+    held_at: float | None = None
+    held_by: str | None = None
+
+    @property
+    def has_dispatcher(self) -> bool:
+        """Whether anybody's jobs are started."""
+        return bool(self.users)
+
+    def starts_jobs_of(self, user: str) -> bool:
+        """Whether one of its dispatchers starts that user's jobs."""
+        return "" in self.users or user in self.users
+
+
+def depth_of_each(users: int) -> int:
+    """How many waiting claims of each user decisions look at if so many users have some."""
+    return max(DEPTH // max(users, 1), LEAST_OF_EACH)
 
 
 def choose(
-    claims: Sequence[Claim], capacity: Capacity, *, now: float, excluded: Collection[int] = frozenset()
+    claims: Sequence[Claim],
+    capacity: Capacity,
+    *,
+    now: float,
+    used: Mapping[str, float] = MappingProxyType({}),
+    excluded: Collection[int] = frozenset(),
 ) -> Claim | None:
-    """The waiting claim to start now, if there is one; `excluded` ids cannot be started, but keep their place."""
-    for claim, obstacle in _scan(claims, capacity, now=now):
+    """The waiting claim to start now, or None; those with `excluded` ids are not chosen, but keep their room.
+
+    `used` is what each user used lately.
+    """
+    for claim, obstacle in _scan(claims, capacity, now=now, used=used):
         if obstacle is None and claim.id not in excluded:
             return claim
     return None
 
 
-def reasons(claims: Sequence[Claim], cluster: Cluster, *, now: float) -> dict[int, str]:
-    """Why each waiting claim waits, in words, by its id; also what an active one lacks: nodes, or a dispatcher."""
-    if not cluster.has_dispatcher:
-        none = "no dispatcher runs for its cluster"
-        return {claim.id: f"when last seen; {none}" if claim.active else none for claim in claims}
+def reasons(
+    claims: Sequence[Claim], cluster: Cluster, *, now: float, used: Mapping[str, float] = MappingProxyType({})
+) -> dict[int, str]:
+    """Why each waiting claim waits, in words, by its id; and what active ones lack, be it nodes or a dispatcher."""
+    told: dict[int, str] = {}
+    served = [claim for claim in claims if cluster.starts_jobs_of(claim.user)]
     if cluster.unreachable_since is not None:
         silence = f"the cluster is unreachable since {clock_time(cluster.unreachable_since)}: {cluster.problem}"
-        return {claim.id: f"when last seen; {silence}" if claim.active else silence for claim in claims}
-    waiting = [claim for claim in claims if not claim.active]
-    if cluster.capacity is None:
-        return {claim.id: "the cluster is starting" for claim in waiting}
-    words = {claim.id: obstacle or "next to start" for claim, obstacle in _scan(claims, cluster.capacity, now=now)}
-    far_behind = f"behind more than {DEPTH} jobs"
-    return {claim.id: words.get(claim.id, far_behind) for claim in waiting} | {
-        claim.id: _lacking(claim, cluster.capacity) for claim in claims if claim.active and claim.pending
-    }
+        told = {claim.id: f"when last seen; {silence}" if claim.active else silence for claim in served}
+    elif cluster.capacity is None:
+        told = {claim.id: "the cluster is starting" for claim in served if not claim.active}
+    else:
+        counted = [claim for claim in claims if claim.active or cluster.starts_jobs_of(claim.user)]
+        told = dict.fromkeys((claim.id for claim in counted if not claim.active), far_behind(DEPTH))
+        for claim, obstacle in _scan(counted, cluster.capacity, now=now, used=used):
+            told[claim.id] = obstacle or "next to start"
+        told |= {claim.id: _lacking(claim, cluster.capacity) for claim in served if claim.active and claim.pending}
+    for claim in claims:
+        if cluster.held_at is not None and not claim.active:
+            held = f"{cluster.held_by} holds the queue since {clock_time(cluster.held_at)}"
+            told[claim.id] = f"{held}; {typed('raygen release --all', cluster.name)} lets it go on"
+        elif not cluster.starts_jobs_of(claim.user):
+            told[claim.id] = _unserved(claim, cluster)
+    return told
+
+
+def far_behind(number: int) -> str:
+    """Why a claim waits that no decision looks at yet, as so many are before it."""
+    return f"behind more than {number} jobs"
 
 
 def clock_time(at: float) -> str:
@@ -92,88 +120,125 @@ def clock_time(at: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at))
 
 
-def _scan(claims: Sequence[Claim], capacity: Capacity, *, now: float) -> Iterator[tuple[Claim, str | None]]:
-    """The first waiting claims in order, each with what keeps it from starting now (None: nothing does)."""
-    queue = _Queue(capacity.possible, [claim for claim in claims if claim.active])
-    waiting = sorted((claim for claim in claims if not claim.active), key=lambda claim: claim.order)[:DEPTH]
-    for ahead, claim in enumerate(waiting):
-        number = queue.number(claim)
+def _unserved(claim: Claim, cluster: Cluster) -> str:
+    """Why nobody starts a claim, or looks after it, in words."""
+    none = f"no dispatcher {f'of {claim.user} ' if cluster.has_dispatcher else ''}runs for its cluster"
+    return f"when last seen; {none}" if claim.active else none
+
+
+def _scan(
+    claims: Sequence[Claim], capacity: Capacity, *, now: float, used: Mapping[str, float]
+) -> Iterator[tuple[Claim, str | None]]:
+    """The first waiting claims in order, each with the reason why it cannot start now, or None if it can."""
+    queue = _Queue(capacity.possible, [claim for claim in claims if claim.active], now)
+    turns = Turns((claim for claim in claims if not claim.active), used)
+    for claim in claims:
+        if claim.active:
+            turns.count(claim, sum(claim.places.values()) or queue.number(claim))
+    for turn in islice(turns, DEPTH):
+        claim, number = turn.claim, queue.number(turn.claim)
         if number < claim.fewest:
             yield claim, _never(claim, capacity)
-        elif claim.not_before > now:
+        elif claim.waits_at(now):
             yield claim, f"is tried again at {clock_time(claim.not_before)}"
-        elif queue.board.certain_slots(claim.each) < number or queue.strands(claim):
-            yield claim, _obstacle(claim, number, queue.board, ahead)
-            queue.wait(claim)
-        elif (first := queue.delayed_by(claim)) is not None:
-            yield claim, f"behind {first.name}, which comes first and needs {_amount(first, queue.number(first))}"
-            queue.wait(claim)
         else:
-            yield claim, None
-            # What comes behind is judged as if this one ran, which it is about to.
-            queue.start(claim)
+            turns.count(claim, number)
+            if queue.board.certain_slots(claim.each) < number or queue.strands(claim):
+                yield claim, _obstacle(turn, number, queue.board)
+                queue.wait(claim)
+            elif (first := queue.delayed_by(claim)) is not None:
+                yield claim, _behind(turn, first, queue.number(first))
+                queue.wait(claim)
+            else:
+                yield claim, None
+                # Later claims are judged as if this one ran already.
+                queue.start(claim)
 
 
 class _Queue:
-    """What runs and what waits, as one scan has seen it so far."""
+    """What runs and what waits, as far as one scan has come."""
 
-    def __init__(self, nodes: Sequence[Node], active: Sequence[Claim]) -> None:
+    def __init__(self, nodes: Sequence[Node], active: Sequence[Claim], now: float) -> None:
         self._nodes = nodes
+        self._now = now
         self._empty = Board(nodes)
         self._active = list(active)
-        self._waiting: dict[tuple[Devices, int], list[Claim]] = {}  # alike ones together: they need the same
+        self._waiting: dict[tuple[Devices, int], list[Claim]] = {}  # those that need the same, together
         self._delaying: dict[tuple[Devices, int], Claim] = {}
         self._beside: dict[tuple[Devices, int], Board] = {}
         self._stranding: dict[tuple[Devices, int], bool] = {}
+        self._lasting: dict[int, Board] = {}
         self.board = Board(nodes, [self._group(claim) for claim in active])
 
     def number(self, claim: Claim) -> int:
-        """The processes that a claim is for: as many as it asks for, or as the empty cluster holds."""
+        """How many processes a claim starts with: as many as it asks for, or as the empty cluster has room for."""
         return min(claim.processes, self._empty.certain_slots(claim.each))
 
     def wait(self, claim: Claim) -> None:
-        """Have a claim wait, before all that come behind it."""
+        """Add a claim that waits: later ones must not delay it."""
         self._waiting.setdefault((claim.each, self.number(claim)), []).append(claim)
 
     def start(self, claim: Claim) -> None:
-        """Have a claim's processes start, on nodes that nobody knows yet."""
-        self._active.append(claim)
+        """Add a claim that starts: its processes have room, on nodes that are not known yet."""
+        self._active.append(replace(claim, active=True, started_at=self._now))
         self.board = self.board.joined_by(self._group(claim))
         self._beside.clear()
         self._stranding.clear()
+        if claim.limit_s is not None:
+            self._lasting.clear()
+            self._delaying.clear()
 
     def strands(self, claim: Claim) -> bool:
-        """Whether a claim could take the room of what was started before it and has no nodes yet."""
+        """Whether a claim could take the room of processes that were started before it and have no node yet."""
         alike = (claim.each, self.number(claim))
         if alike not in self._stranding:
             self._stranding[alike] = self.board.strands(Group(*alike))
         return self._stranding[alike]
 
     def delayed_by(self, claim: Claim) -> Claim | None:
-        """One that waits before this claim and that it could delay, if there is one."""
+        """A waiting claim before this one that it could delay, or None."""
         alike = (claim.each, self.number(claim))
-        if alike not in self._delaying:
-            taker = Group(*alike)
-            # The last of those that are alike has the most before it: what does not delay that one delays none.
-            delayed = (same[-1] for (each, number), same in self._waiting.items() if self._delays(taker, each, number))
-            first = next(delayed, None)
-            if first is None:
-                return None
-            # More will wait and run, so this stays so.
-            self._delaying[alike] = first
-        return self._delaying[alike]
+        gone_by = _gone_by(replace(claim, started_at=self._now))
+        known = self._delaying.get(alike)
+        if known is not None and self._may_start_before(gone_by, known.each, self.number(known)):
+            return known
+        taker = Group(*alike)
+        for (each, number), same in self._waiting.items():
+            if self._may_start_before(gone_by, each, number) and self._delays(taker, each, number):
+                # Of claims that need the same, the last has the most before it: if it is not delayed, none is.
+                # As the scan goes on, only more runs and waits: what could be delayed stays so.
+                self._delaying[alike] = same[-1]
+                return same[-1]
+        return None
 
     def _delays(self, taker: Group, each: Devices, number: int) -> bool:
-        """Whether processes could take room from a waiting claim when that could start without them."""
+        """Whether a group of processes could keep a waiting claim from starting when it could start without them."""
         board = self._board_beside(each, number).joined_by(taker)
         return board.certain_slots(each) < number and not board.takes_nothing_from(taker.each, each)
 
+    def _may_start_before(self, at: float | None, each: Devices, number: int) -> bool:
+        """Whether a waiting claim may find room before then; not if what lasts until then by its limit has its room.
+
+        None: for all time.
+        """
+        if at is None:
+            return True
+        lasting = [claim for claim in self._active if claim.ends_by is not None and claim.ends_by >= at]
+        if len(lasting) not in self._lasting:
+            self._lasting[len(lasting)] = Board(self._nodes, [self._group(claim) for claim in lasting])
+        return self._lasting[len(lasting)].may_hold(each, number)
+
     def _board_beside(self, each: Devices, number: int) -> Board:
-        """All that may run beside a waiting claim: of what runs and what else waits, that which leaves room for it."""
+        """All that may run beside a waiting claim: what runs and what else waits, as far as there is room for both.
+
+        What will have ended before the claim could start is not beside it.
+        """
         if (each, number) not in self._beside:
-            running = [self._group(claim) for claim in self._active]
+            beside = [
+                self._group(claim) for claim in self._active if self._may_start_before(_gone_by(claim), each, number)
+            ]
             self._beside[each, number] = Board(
-                self._nodes, [group for group in running if self._fit_together(group, each, number)]
+                self._nodes, [group for group in beside if self._fit_together(group, each, number)]
             )
         others = []
         for alike, same in self._waiting.items():
@@ -183,16 +248,21 @@ class _Queue:
         return self._beside[each, number].joined_by(*others)
 
     def _fit_together(self, group: Group, each: Devices, number: int) -> bool:
-        """Whether a group and a claim may ever run at the same time, with the loose ones where they harm least."""
+        """Whether a group and a claim could run at the same time, if nodes that are not known yet turn out well."""
         return self._empty.holds_beside(group, each, number)
 
     def _group(self, claim: Claim) -> Group:
-        """What an active claim takes: an elastic one's processes that no node is there for take nothing."""
+        """What an active claim takes: of an elastic one, only as many processes as the cluster has room for."""
         return Group(claim.each, max(self.number(claim), claim.fewest), claim.places)
 
 
+def _gone_by(claim: Claim) -> float | None:
+    """When a claim has surely given its devices back; None if nobody knows."""
+    return None if claim.ends_by is None else claim.ends_by + GRACE_S
+
+
 def _never(claim: Claim, capacity: Capacity) -> str:
-    """Why a claim cannot run even on the empty cluster, in words."""
+    """Why a claim could not run even if nothing else did, in words."""
     asked = f"asks for {_amount(claim, claim.processes)}, more than there is: {capacity}"
     back = capacity.before_losses()
     if capacity.lost and back.holds(claim.each) >= claim.fewest:
@@ -201,9 +271,20 @@ def _never(claim: Claim, capacity: Capacity) -> str:
     return asked
 
 
-def _obstacle(claim: Claim, number: int, board: Board, ahead: int) -> str:
-    free, each = board.free(), claim.each
-    behind = f", behind {count(ahead, 'job')}" if ahead else ""
+def _behind(turn: Turn, first: Claim, number: int) -> str:
+    """Which claim for so many processes one must not delay that would find room, in words."""
+    needs = f"needs {_amount(first, number)}"
+    if turn.passed_by is None or first.user != turn.passed_by:
+        return f"behind {first.name}, which comes first and {needs}"
+    return f"behind {first.user}'s {first.name}, which comes first, as {first.user} used less lately, and {needs}"
+
+
+def _obstacle(turn: Turn, number: int, board: Board) -> str:
+    """What a claim for so many processes waits for, in words, and how many are ahead of it."""
+    free, each = board.free(), turn.claim.each
+    behind = f", behind {count(turn.ahead, 'job')}" if turn.ahead else ""
+    if turn.passed_by is not None:
+        behind += f"; {turn.passed_by} used less lately and goes first"
     if number * each.gpus > free.gpus + ROUNDING:
         return f"waiting for {_missing(number * each.gpus, free.gpus, 'GPU')}{behind}"
     if number * each.cpus > free.cpus + ROUNDING:
@@ -229,13 +310,13 @@ def _missing(wanted: float, free: float, kind: str) -> str:
 
 
 def _amount(claim: Claim, number: int) -> str:
-    """What a claim needs, in words."""
+    """The devices that so many of a claim's processes take, in words."""
     total = Devices(round(number * claim.each.gpus, 6), round(number * claim.each.cpus, 6))
     return f"{total} in {number} processes" if number > 1 else str(total)
 
 
 def _lacking(claim: Claim, capacity: Capacity) -> str:
-    """What an active claim's processes that have no node wait for, in words."""
+    """What those processes of an active claim wait for that have no node, in words."""
     coming = capacity.on_demand
     on_one = Devices(coming.gpus, coming.cpus).holds(claim.each) if coming else 0
     if coming is not None and on_one and capacity.to_come:
