@@ -7,10 +7,12 @@ nodes passed, so an interrupted probe counts for nothing, and a node that joined
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import time
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Protocol
@@ -19,9 +21,11 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from pydantic import BaseModel, ValidationError
 
-from raygen.cluster.probe import ANSWER
+from raygen.cluster.probe import ANSWER, ASKED
 from raygen.errors import ResourceError
+from raygen.files import replacing
 from raygen.queue.client import Submitted
+from raygen.storage import PROBE, Storage
 
 PROBE_TIMEOUT_S = 180.0
 """Seconds that a probe may take in all; its nodes get less (probe.ANSWER_TIMEOUT_S)."""
@@ -41,8 +45,8 @@ class Cluster(Protocol):
     def submit_python(self, submission_id: str, arguments: list[str]) -> None:
         """Start Python with these arguments on the cluster."""
 
-    def find(self, submission_id: str) -> Submitted | None:
-        """What the cluster says of a submission."""
+    def submissions(self) -> Mapping[str, Submitted]:
+        """What the cluster says of the submissions that it knows, by their names."""
 
     def stop(self, submission_id: str) -> None:
         """End a submission."""
@@ -62,6 +66,9 @@ class NodeFacts(BaseModel, frozen=True):
     """The installed version of each package that Raygen requires; None if it is missing."""
     import_problem: str | None = None
     sees_storage: bool = False
+    """Whether it finds there what the submitting machine has put."""
+    storage_problem: str | None = None
+    """Why the storage cannot be read or written."""
     lock_problem: str | None = None
     """What is wrong with a lock that the probe held; goes on after "a file lock taken on the head …"."""
 
@@ -100,34 +107,32 @@ def own_requirements() -> list[str]:
     return requires("raygen") or []
 
 
-def check(cluster: Cluster, folder: Path) -> None:
+def check(cluster: Cluster, storage: Storage, folder: Path) -> None:
     """Raise ResourceError if a node of the cluster cannot run jobs; probes only if the record in `folder` is no help.
 
-    Raises ClusterUnreachableError if the cluster is silent.
+    Raises ClusterUnreachableError if the cluster is silent, and StorageError if this machine cannot use the storage.
     """
     record = folder / f"nodes-of-{re.sub('[^A-Za-z0-9.-]+', '-', cluster.address)}.json"
     known = Record.read(record)
     if known is not None and known.covers(cluster.node_ids(), time.time()):
         return
     requirements = own_requirements()
-    folder.mkdir(parents=True, exist_ok=True)
-    # Each probe has a file of its own, as another may be under way for somebody else.
-    probed = folder / f"probe-{secrets.token_hex(6)}"
+    # Each probe has keys of its own, as another may be under way for somebody else.
+    place = f"{PROBE}-{secrets.token_hex(6)}"
     try:
-        probed.touch()
-        found = _probe(cluster, probed, requirements)
-        _refuse(cluster.address, found, problems(found, requirements, folder.parent))
-        passed = Record(
-            raygen=version("raygen"), requirements=requirements, checked_at=time.time(), nodes=set(found.nodes)
-        )
-        probed.write_text(passed.model_dump_json() + "\n", encoding="utf-8")
-        probed.replace(record)
+        storage.put(f"{place}/{ASKED}", place.encode())
+        found = _probe(cluster, storage, place, requirements)
     finally:
-        probed.unlink(missing_ok=True)
-        Path(f"{probed}.lock").unlink(missing_ok=True)
+        storage.delete_all(place)
+    _refuse(cluster.address, found, problems(found, requirements, storage))
+    passed = Record(
+        raygen=version("raygen"), requirements=requirements, checked_at=time.time(), nodes=set(found.nodes)
+    )
+    with replacing(record, writer=str(os.getpid())) as partial:
+        partial.write_text(passed.model_dump_json() + "\n", encoding="utf-8")
 
 
-def problems(found: Found, requirements: list[str], storage: Path) -> dict[str, str]:
+def problems(found: Found, requirements: list[str], storage: Storage) -> dict[str, str]:
     """What is wrong by node, the head first, in one line each: what, and what to do instead."""
     head = found.nodes[found.head]
     ordered = sorted(found.nodes.items(), key=lambda item: item[0] != found.head)
@@ -135,11 +140,9 @@ def problems(found: Found, requirements: list[str], storage: Path) -> dict[str, 
     return {node_id: problem for node_id, problem in judged.items() if problem is not None}
 
 
-def _problem(node: NodeFacts, head: NodeFacts, requirements: list[str], storage: Path) -> str | None:
+def _problem(node: NodeFacts, head: NodeFacts, requirements: list[str], storage: Storage) -> str | None:
     if node.no_answer is not None:
         return f"it did not answer ({node.no_answer}); try again, or take it out of the cluster"
-    if not node.sees_storage:
-        return f"it does not see {storage}; name with --storage a folder that all nodes see at the same path"
     if (difference := _difference(node, head)) is not None:
         return difference
     unmet = [each for each in map(Requirement, requirements) if not _is_met(each, node.versions)]
@@ -149,9 +152,33 @@ def _problem(node: NodeFacts, head: NodeFacts, requirements: list[str], storage:
         return f"Raygen requires {needs}; type there: pip install {typed}"
     if node.import_problem is not None:
         return f"Raygen cannot be imported there ({node.import_problem}); install its dependencies there again"
+    return _bucket_problem(node, storage) if storage.folder is None else _folder_problem(node, storage.folder)
+
+
+def _bucket_problem(node: NodeFacts, storage: Storage) -> str | None:
+    if node.storage_problem is not None:
+        return (
+            f"it {node.storage_problem}; let what Ray is started with there hold credentials that may read and write "
+            "in that storage, or give the node a role that may"
+        )
+    if not node.sees_storage:
+        return (
+            f"it does not find in {storage.name} what this machine has just put there; name the server that both use "
+            "in the address, as in --storage 's3://BUCKET/PREFIX?endpoint=https://HOST'"
+        )
+    return None
+
+
+def _folder_problem(node: NodeFacts, folder: Path) -> str | None:
+    if node.storage_problem is not None:
+        return f"it {node.storage_problem}; let the user whom Ray runs as there read and write in {folder}"
+    if not node.sees_storage:
+        return (
+            f"it does not see {folder}; name with --storage a folder that all nodes see at the same path, or a bucket"
+        )
     if node.lock_problem is not None:
         return (
-            f"a file lock taken on the head in {storage} {node.lock_problem}; mount it on all nodes so that locks are "
+            f"a file lock taken on the head in {folder} {node.lock_problem}; mount it on all nodes so that locks are "
             "shared (for NFS: without nolock or local_lock), or name another folder with --storage"
         )
     return None
@@ -198,12 +225,13 @@ def _refuse(address: str, found: Found, wrong: dict[str, str]) -> None:
     raise ResourceError(f"node {name} of {address}{more} cannot run jobs: {problem}")
 
 
-def _probe(cluster: Cluster, probed: Path, requirements: list[str]) -> Found:
+def _probe(cluster: Cluster, storage: Storage, place: str, requirements: list[str]) -> Found:
     """What the nodes have; raises ResourceError if the head cannot even find that out."""
-    submission_id = f"raygen-{probed.name}"
-    cluster.submit_python(submission_id, ["-m", "raygen.cluster.probe", str(probed), json.dumps(requirements)])
+    submission_id = place.lstrip(".")
+    question = [storage.url, place, json.dumps(requirements)]
+    cluster.submit_python(submission_id, ["-m", "raygen.cluster.probe", *question])
     deadline = time.monotonic() + PROBE_TIMEOUT_S
-    while (submitted := cluster.find(submission_id)) is not None and submitted.state != "ended":
+    while (submitted := cluster.submissions().get(submission_id)) is not None and submitted.state != "ended":
         if time.monotonic() > deadline:
             cluster.stop(submission_id)
             raise ResourceError(
@@ -216,7 +244,6 @@ def _probe(cluster: Cluster, probed: Path, requirements: list[str]) -> Found:
     if not answers:
         reason = lines[-1] if lines else (submitted and submitted.message) or "it printed nothing"
         raise ResourceError(
-            f"the head of {cluster.address} cannot run jobs: {reason}; install Raygen's dependencies there, and name "
-            "with --storage a folder that all nodes see at the same path"
+            f"the head of {cluster.address} cannot run jobs: {reason}; install Raygen's dependencies there"
         )
     return Found.model_validate_json(answers[-1])

@@ -1,7 +1,8 @@
 """Looks around on every node of a cluster: what is installed there, and what it sees of the storage.
 
-`python -m raygen.cluster.probe FILE REQUIREMENTS` runs as a Ray job, and prints one line of JSON after `ANSWER`: what
-each node has. `raygen.cluster.node_check` submits it, and judges.
+`python -m raygen.cluster.probe STORAGE PLACE REQUIREMENTS` runs as a Ray job, and prints one line of JSON after
+`ANSWER`: what each node has. `raygen.cluster.node_check` submits it, and judges. PLACE is where the keys begin that
+belong to this probe alone.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ from typing import Any
 ANSWER = "raygen found: "
 """How the line of the answer begins: Ray may print others, before and after."""
 
+ASKED = "asked"
+"""The key below PLACE whose content, PLACE itself, the submitting machine has put."""
+
 ANSWER_TIMEOUT_S = 90.0
 """Seconds that nodes have to answer; one that never ran a job fetches Raygen and imports torch first."""
 
 
-def look_around(path: str, lock: str | None, requirements: list[str]) -> dict[str, Any]:
+def look_around(storage: str, place: str, lock: str | None, requirements: list[str]) -> dict[str, Any]:
     """What this node has and sees; `lock` is a file that another process holds locked, or None to leave that out.
 
-    It travels to nodes as code, not by name: there, Raygen may be impossible to import. So what it needs is imported
-    in it, and comes with Ray.
+    It travels to nodes as code, not by name, with what it calls here: there, Raygen may be impossible to import. So
+    what it needs is imported in it, and comes with Ray.
     """
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    from filelock import FileLock, Timeout
     from packaging.requirements import Requirement
 
     found: dict[str, Any] = {"python": platform.python_version(), "versions": {}}
@@ -43,18 +46,42 @@ def look_around(path: str, lock: str | None, requirements: list[str]) -> dict[st
     try:
         import raygen.cluster.driver  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:  # torch without its libraries raises the latter two
-        found["import_problem"] = first_line(error)
-    found["sees_storage"] = Path(path).exists()
+        return {**found, "import_problem": first_line(error)}
+    found |= try_storage(storage, place)
     # To take the lock makes its folder, which must not happen on a node that does not see the storage.
     if lock is not None and found["sees_storage"]:
-        try:
-            with FileLock(lock, timeout=0):
-                found["lock_problem"] = "is not seen as taken there"
-        except Timeout:
-            pass
-        except (OSError, NotImplementedError) as error:
-            found["lock_problem"] = f"cannot be tried there ({first_line(error)})"
+        found["lock_problem"] = try_lock(lock)
     return found
+
+
+def try_storage(address: str, place: str) -> dict[str, Any]:
+    """Whether this node finds in the storage what was put for the probe, and can write there too."""
+    import secrets
+
+    from raygen.errors import RaygenError
+    from raygen.storage import Storage
+
+    storage = Storage(address)
+    try:
+        if storage.get(f"{place}/{ASKED}") != place.encode():
+            return {"sees_storage": False}
+        storage.create(f"{place}/{secrets.token_hex(6)}", b"")
+    except RaygenError as error:
+        return {"sees_storage": False, "storage_problem": first_line(error)}
+    return {"sees_storage": True}
+
+
+def try_lock(lock: str) -> str | None:
+    """What is wrong with a lock that another process holds, as this node sees it."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(lock, timeout=0):
+            return "is not seen as taken there"
+    except Timeout:
+        return None
+    except (OSError, NotImplementedError) as error:
+        return f"cannot be tried there ({first_line(error)})"
 
 
 def first_line(error: Exception) -> str:
@@ -62,7 +89,7 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def ask_all(path: str, lock: str | None, requirements: list[str]) -> dict[str, Any]:
+def ask_all(storage: str, place: str, lock: str | None, requirements: list[str]) -> dict[str, Any]:
     """What each node that is alive has, by its id; of one that does not answer, why, as `no_answer`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -72,7 +99,7 @@ def ask_all(path: str, lock: str | None, requirements: list[str]) -> dict[str, A
     asked = {}
     for node_id in alive:
         there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        asked[node_id] = task.options(scheduling_strategy=there).remote(path, lock, requirements)
+        asked[node_id] = task.options(scheduling_strategy=there).remote(storage, place, lock, requirements)
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_TIMEOUT_S)
     # One that died meanwhile is no node of the cluster any more.
     still_alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
@@ -101,16 +128,17 @@ def answer_of(task: Any) -> dict[str, Any]:
     return answer
 
 
-def main(path: str, requirements: str) -> None:
-    """Ask every node while this process holds a lock beside the file, and print what they have."""
+def main(storage: str, place: str, requirements: str) -> None:
+    """Ask every node, while this process holds a lock if the storage is a folder, and print what they have."""
     import ray
     from filelock import FileLock
 
     # The output of tasks would come between the job's own lines.
     ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR, log_to_driver=False)
-    lock = f"{path}.lock" if Path(path).exists() else None
+    probed = Path(storage, place)
+    lock = str(probed / "lock") if os.path.isdir(probed) else None  # a bucket's address is no folder
     with FileLock(lock) if lock else nullcontext():
-        nodes = ask_all(path, lock, json.loads(requirements))
+        nodes = ask_all(storage, place, lock, json.loads(requirements))
     print(ANSWER + json.dumps({"head": ray.get_runtime_context().get_node_id(), "nodes": nodes}), flush=True)
 
 

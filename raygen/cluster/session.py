@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from ipaddress import ip_address
+from itertools import takewhile
 from urllib.parse import urlsplit
 
+import psutil
+
 from raygen.capacity import Capacity
-from raygen.errors import ResourceError
+from raygen.errors import ResourceError, ServiceError
+
+LOCALHOST = "127.0.0.1"
+
+ON_THIS_MACHINE = (LOCALHOST, "localhost", "::1")
+"""What this machine calls itself."""
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+"""The schemes of dashboards' addresses, with the ports that need not be written."""
 
 ENVIRONMENT = {
-    # The run folder holds every result, so Tune's own files beside it would be a second, poorer copy.
+    # The record holds every result, so Tune's own files beside it would be a second, poorer copy.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # A trial that stops before its first epoch reports no objective, and must not end the search.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -24,31 +40,101 @@ ENVIRONMENT = {
 }
 """What a process that uses Ray needs in its environment before it imports ray."""
 
+PASSED = (
+    # Where things are, and who the person is.
+    *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_*_HOME", "XDG_RUNTIME_DIR"),
+    *("LD_*", "DYLD_*", "CC", "CXX", "CPATH", "LIBRARY_PATH", "PYTHON*", "VIRTUAL_ENV", "CONDA_*"),
+    # Languages and clocks.
+    *("LANG", "LANGUAGE", "LC_*", "TZ"),
+    # The way to the network.
+    *("[a-z]*_proxy", "[A-Z]*_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    # Devices and libraries that compute on them.
+    *("CUDA_*", "NVIDIA_*", "NCCL_*", "GLOO_*", "CUDNN_*", "CUBLAS_*", "HIP_*", "ROCR_*", "HSA_*"),
+    *("TORCH*", "PYTORCH_*", "TRITON_*", "OMP_*", "MKL_*", "KMP_*", "OPENBLAS_*", "MALLOC_*", "MPL*"),
+    # Credentials of storages.
+    *("AWS_*", "AZURE_*", "GOOGLE_*", "IDENTITY_*", "MSI_*"),
+    *("RAY_*", "RAYGEN_*", "TUNE_*"),
+)
+"""The variables, as patterns, of whoever starts a head that the head and its jobs have too: no others."""
+
+HELD_BACK = {"RAY_ADDRESS", "RAYGEN_DB"}
+"""What a head must not have: it is no client of another, and its jobs have no business with the queue."""
+
 
 def environment() -> dict[str, str]:
-    """The environment of a process that will use Ray; what the person has set stays as it is."""
-    return {**ENVIRONMENT, **os.environ}
+    """The environment of a process that will use Ray; what the person has set stays as it is.
+
+    Proxies are for other machines: what is asked on this one, with a token, is asked of nobody else.
+    """
+    return {**ENVIRONMENT, **os.environ, **_around_proxies(os.environ)}
+
+
+def _around_proxies(variables: Mapping[str, str]) -> dict[str, str]:
+    """What keeps a question to this machine from a proxy; libraries read one of two names, or the other."""
+    names = ("no_proxy", "NO_PROXY")
+    hosts = [host.strip() for name in names for host in variables.get(name, "").split(",") if host.strip()]
+    if "*" in hosts:
+        return dict.fromkeys(names, "*")
+    return dict.fromkeys(names, ",".join(dict.fromkeys([*hosts, *ON_THIS_MACHINE])))
+
+
+def on_loopback() -> dict[str, str]:
+    """What keeps Ray and torch on this machine to its loopback interface, unless a person has set it otherwise."""
+    addresses = psutil.net_if_addrs().items()
+    loopback = [name for name, found in addresses if any(each.address == LOCALHOST for each in found)]
+    # Without it Ray takes 127.0.0.1 for another word for the machine's address in its network.
+    only = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    return only | {name: loopback[0] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if loopback}
+
+
+def passed(variables: Mapping[str, str]) -> dict[str, str]:
+    """What of a person's environment a head on this machine is started with."""
+    return {
+        name: value
+        for name, value in variables.items()
+        if name not in HELD_BACK and any(fnmatchcase(name, pattern) for pattern in PASSED)
+    }
 
 
 def dashboard_address(given: str | None) -> str | None:
     """The address of a running cluster's dashboard, `given` or the environment's; None means this machine's own.
 
-    Raises ResourceError where it is none.
+    Its spellings are one: the queue calls the cluster by it. Raises ResourceError if it is none, or holds a password.
     """
     address = given or os.environ.get("RAYGEN_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if not address:
         return None
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(address.strip())
+        host, port = (parts.hostname or "").rstrip("."), parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), "", None
+    if "@" in address or "?" in address or "#" in address:
+        raise ResourceError(
+            "an address is shown to everybody who uses the queue, and must not hold a user, a password or a query; "
+            "write http://HOST:8265, and have Ray's token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        )
+    if parts.scheme not in DEFAULT_PORTS or not host:
         raise ResourceError(
             f"{address} is not the address of a Ray dashboard; write http://HOST:8265 as --address "
             "(or RAYGEN_ADDRESS), or leave it out to use this machine"
         )
-    return address.rstrip("/")
+    host = _one_spelling(host)
+    place = host if port in (None, DEFAULT_PORTS[parts.scheme]) else f"{host}:{port}"
+    return f"{parts.scheme}://{place}{parts.path.rstrip('/')}"
+
+
+def _one_spelling(host: str) -> str:
+    """A host's name or number as it is written in an address; `parts.hostname` is in lower case already."""
+    try:
+        number = ip_address(host)
+    except ValueError:
+        return LOCALHOST if host == "localhost" else host
+    return str(number) if number.version == 4 else f"[{number.compressed}]"
 
 
 def cluster_name(address: str | None) -> str:
-    """What the queue calls the cluster at an address, or this machine's own."""
+    """What the queue calls the cluster at an address that `dashboard_address` gave, or this machine's own."""
     return address or f"local:{socket.gethostname()}"
 
 
@@ -61,16 +147,49 @@ def local_capacity() -> Capacity:
 
 
 def _local_gpus() -> int:
-    """GPUs that programs on this machine may use, counted without starting CUDA."""
+    """GPUs that programs on this machine may use, counted without starting CUDA.
+
+    Raises ServiceError if the driver is there and cannot say.
+    """
     import pynvml
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return 0
     try:
-        count: int = pynvml.nvmlDeviceGetCount()
+        uuids = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            with suppress(pynvml.NVMLError):  # one that was lost, which CUDA leaves out too
+                uuids.append(str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index))))
+    except pynvml.NVMLError as error:
+        raise ServiceError(f"the GPUs of this machine cannot be counted: {error} (see nvidia-smi)") from error
     finally:
         pynvml.nvmlShutdown()
-    return count if visible is None else min(count, len([part for part in visible.split(",") if part.strip()]))
+    return visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)
+
+
+def visible_gpus(variable: str | None, uuids: Sequence[str]) -> int:
+    """How many of a machine's GPUs CUDA_VISIBLE_DEVICES leaves to a program, as CUDA and torch read it.
+
+    It names them by number, by UUID or the beginning of one, or parts of them by MIG-…, all as the first.
+    What names no GPU ends the list; one that is named twice leaves no GPU at all.
+    """
+    if variable is None:
+        return len(uuids)
+    form = next((prefix for prefix in ("GPU-", "MIG-") if variable.startswith(prefix)), "[+]?[0-9]+")
+    parts = takewhile(lambda part: re.match(form, part), (part.strip() for part in variable.split(",")))
+    devices = [(part, _device(part, uuids)) for part in parts]
+    if len({device or part for part, device in devices}) < len(devices):
+        return 0
+    return len(list(takewhile(lambda each: each[1] is not None, devices)))
+
+
+def _device(name: str, uuids: Sequence[str]) -> str | None:
+    """What a part of CUDA_VISIBLE_DEVICES names: one GPU by its UUID, or a part of one; None if there is none such."""
+    if name.startswith("MIG-"):
+        return name if uuids else None
+    if number := re.match("[+]?([0-9]+)", name):
+        return uuids[int(number[1])] if int(number[1]) < len(uuids) else None
+    named = [uuid for uuid in uuids if uuid.startswith(name)]
+    return named[0] if len(named) == 1 else None

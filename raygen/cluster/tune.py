@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,59 +10,68 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneC
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from raygen.cluster.search import PromotionSearcher, ReplicateSearcher, RunFolderSearcher, RungScheduler, RunSearcher
+from raygen.cluster.ray_failures import last_failure
+from raygen.cluster.search import PromotionSearcher, RecordSearcher, ReplicateSearcher, RungScheduler, RunSearcher
 from raygen.cluster.worker import TrialActor
-from raygen.errors import Cause, OutOfMemoryError, ProcessLostError
+from raygen.errors import ProcessLostError, StorageError
 from raygen.plan import Plan
-from raygen.runs import Run, Trial
+from raygen.record.attempt import Attempt
+from raygen.record.scratch import Scratch
+from raygen.record.trial import newest_progress
+from raygen.record.view import Trial, View
 from raygen.spec import TrainSpec, TuneSpec
 
 TRIAL_FAILURES = 2
-"""Times that a trial whose actor was lost goes on from its last checkpoint in one attempt before it counts as lost."""
+"""Times in a row, without a new checkpoint, that a trial goes on whose actor was lost before it counts as lost."""
 
 
-def run_trials(run: Run, spec: TrainSpec) -> None:
+def run_trials(attempt: Attempt, spec: TrainSpec, plan: Plan) -> None:
     """Run every trial that the run still lacks, as many at once as its plan says; then its best on further seeds."""
-    searcher = RunSearcher(run, spec)
+    searcher = RunSearcher(attempt, spec, plan)
     if not isinstance(spec, TuneSpec):
-        _run(run, searcher, FIFOScheduler(), at_most=1)
+        _run(attempt, plan, searcher, FIFOScheduler(), at_most=1)
         return
-    _run(run, searcher, RungScheduler(run, spec, searcher), at_most=spec.search.trials)
-    promotions = PromotionSearcher(run, spec)
-    if promotions.promotions() and _goes_on(run):
-        _run(run, promotions, RungScheduler(run, spec, promotions), at_most=spec.search.trials)
-    if _goes_on(run):
-        replicates = ReplicateSearcher(run)
+    _run(attempt, plan, searcher, RungScheduler(searcher, spec), at_most=spec.search.trials)
+    promotions = PromotionSearcher(attempt, spec, plan)
+    if promotions.promotions() and _goes_on(attempt):
+        _run(attempt, plan, promotions, RungScheduler(promotions, spec), at_most=spec.search.trials)
+    if _goes_on(attempt):
+        replicates = ReplicateSearcher(attempt, plan)
         if replicates.number_of_trials:
             # None of these is stopped early: a mean over seeds is one over trainings of the same length.
-            _run(run, replicates, FIFOScheduler(), at_most=replicates.number_of_trials)
+            _run(attempt, plan, replicates, FIFOScheduler(), at_most=replicates.number_of_trials)
 
 
-def _goes_on(run: Run) -> bool:
-    return not run.should_stop() and not lost_trials(run)
+def _goes_on(attempt: Attempt) -> bool:
+    return not attempt.should_stop() and not lost_trials(attempt.look())
 
 
-def lost_trials(run: Run) -> list[Trial]:
-    """The trials whose processes were lost too often: another attempt goes on with them, from their checkpoints."""
-    statuses = ((trial, trial.status()) for trial in run.trials())
-    return [trial for trial, status in statuses if status.state == "failed" and status.cause == ProcessLostError.cause]
+def lost_trials(view: View) -> list[Trial]:
+    """The trials that another attempt goes on with, from their checkpoints, as told when nothing runs any more.
+
+    Their processes were lost too often, or could not write down how they ended.
+    """
+    lost = ("failed", ProcessLostError.cause)
+    silent = ("waiting", "running")
+    return [trial for trial in view.trials if (trial.state, trial.progress.cause) == lost or trial.state in silent]
 
 
-def _run(run: Run, searcher: RunFolderSearcher, scheduler: TrialScheduler, *, at_most: int) -> None:
+def _run(attempt: Attempt, plan: Plan, searcher: RecordSearcher, scheduler: TrialScheduler, *, at_most: int) -> None:
+    scratch = Scratch()
     tuner = tune.Tuner(
-        tune.with_resources(TrialActor, _actor_resources(run.plan)),
+        tune.with_resources(TrialActor, _actor_resources(plan)),
         tune_config=TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=at_most,
-            max_concurrent_trials=run.plan.concurrent,
+            max_concurrent_trials=plan.concurrent,
             reuse_actors=True,
         ),
         run_config=RunConfig(
-            storage_path=str(run.ray_files),
+            storage_path=str(scratch.folder),
             verbose=0,
-            callbacks=[_FailureRecorder(searcher)],
-            # The trials write their own checkpoints, into the run folder.
+            callbacks=[FailureRecorder(attempt, searcher)],
+            # The trials write their own checkpoints, into the record.
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             failure_config=FailureConfig(max_failures=TRIAL_FAILURES),
         ),
@@ -71,7 +79,7 @@ def _run(run: Run, searcher: RunFolderSearcher, scheduler: TrialScheduler, *, at
     try:
         tuner.fit()
     finally:
-        shutil.rmtree(run.ray_files, ignore_errors=True)
+        scratch.close()
 
 
 def _actor_resources(plan: Plan) -> dict[str, float]:
@@ -81,21 +89,31 @@ def _actor_resources(plan: Plan) -> dict[str, float]:
     return {"cpu": plan.cpus_per_worker, "gpu": plan.gpus_per_worker}
 
 
-class _FailureRecorder(Callback):
-    """Writes down that a trial failed where its own process no longer could."""
+class FailureRecorder(Callback):
+    """Writes down that a trial failed where its own process no longer could, and forgives losses that cost little."""
 
-    def __init__(self, searcher: RunFolderSearcher) -> None:
+    def __init__(self, attempt: Attempt, searcher: RecordSearcher) -> None:
+        self._attempt = attempt
         self._searcher = searcher
+        self._checkpoints: dict[int, str | None] = {}  # of each trial, at its last failure
+
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Let the failures of a trial count anew if it has a new checkpoint since the one before."""
+        handed_out = self._searcher.trial(trial.trial_id)
+        before = self._checkpoints.get(handed_out.number, handed_out.progress.checkpoint)
+        try:
+            now = newest_progress(self._attempt.storage, self._attempt.place(handed_out.number)).checkpoint
+        except StorageError:
+            return  # it is not known: the failure counts
+        self._checkpoints[handed_out.number] = now
+        if now != before:
+            trial.run_metadata.num_failures = 0
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        # The end of the traceback that Tune wrote down; `get_error` reads a copy that is synced later.
-        reason = Path(trial.error_file).read_text(encoding="utf-8").strip().rpartition("\n")[2]
-        self._searcher.trial(trial.trial_id).set_status("failed", reason, _cause(reason))
-
-
-def _cause(reason: str) -> Cause:
-    """Why a trial's process ended, from the error that Ray raised for it."""
-    if "OutOfMemoryError" in reason:
-        return OutOfMemoryError.cause
-    lost = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "WorkerCrashedError", "The actor died")
-    return ProcessLostError.cause if any(name in reason for name in lost) else "error"
+        # What Tune wrote down; `get_error` reads a copy that is synced later.
+        reason, cause = last_failure(Path(trial.error_file).read_text(encoding="utf-8", errors="replace"))
+        number = self._searcher.number(trial.trial_id)
+        try:
+            self._attempt.set_trial_state(number, "failed", reason, cause)
+        except ProcessLostError as error:
+            print(f"trial {number}: {error}", flush=True)  # nothing is known of it any more

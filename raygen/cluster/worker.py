@@ -1,42 +1,58 @@
 """What runs on the cluster: a trial, on the device of its actor or in several Ray Train processes.
 
-Results travel through the run folder alone: workers write epochs and checkpoints there, Tune is told numbers only.
-So a lost process costs what was trained since the last checkpoint, and nothing has to be carried between actors.
+Results travel through the record alone: workers write epochs and checkpoints there, Tune is told numbers only. So a
+lost process costs what was trained since the last checkpoint, and nothing has to be carried between actors.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator
-from pathlib import Path
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
 from ray import tune
-from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from torch import Tensor
 
-from raygen import data
+from raygen import data, interruption
 from raygen.cluster import draining
+from raygen.cluster.rendezvous import PrivateTorchConfig
 from raygen.cluster.room import Room
-from raygen.errors import OutOfMemoryError, ProcessLostError, RaygenError, RunError, TrainingError
+from raygen.errors import (
+    Cause,
+    OutOfMemoryError,
+    ProcessLostError,
+    RaygenError,
+    RunInterruptedError,
+    StorageError,
+    TrainingError,
+)
 from raygen.models._base import Model
 from raygen.plan import Plan
-from raygen.runs import STOPPED_EARLY, Run, Trial
+from raygen.record.documents import STOPPED_EARLY, EpochRecord, TrialState
+from raygen.record.scratch import Scratch
+from raygen.record.trial import (
+    AttemptWatch,
+    TrialPlace,
+    TrialWriter,
+    ask_to_stop,
+    claim,
+    failure_of,
+    newest_progress,
+)
 from raygen.spec import TrainSpec
+from raygen.storage import Storage
 from raygen.training import drawing
 from raygen.training.distributed import Group
 from raygen.training.health import AILMENTS
-from raygen.training.loop import Pace, fit
+from raygen.training.loop import Epoch, fit
 
-PACE_EVERY_S = 0.5
 POLL_EVERY_S = 0.2
 
 LOSSES_IN_A_ROW = 3
@@ -45,53 +61,48 @@ LOSSES_IN_A_ROW = 3
 RESIZE_AFTER_S = 20.0
 """Seconds that the processes of an elastic training have before they start again for a node that has returned."""
 
-EpochLine = dict[str, Any]
-"""An epoch as the run folder has it."""
-
 
 class TrialActor(tune.Trainable):
     """One trial after another in the same process, which saves each the start of Python, torch and CUDA.
 
-    `config` holds plain JSON: the run's folder and the trial's number.
+    `config` holds plain JSON: which trial of which attempt, its plan, and what it is judged by.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        run = Run(Path(config["run"]))
-        self._trial = run.trial(config["number"])
-        self._objective = run.objective
-        self._trial.clear_stop()
-        self._trial.clear_failure()
-        self._trial.set_status("running")
-        if run.plan.workers > 1:
-            self._epochs = train_on_workers(self._trial, run.plan)
+        self._place = TrialPlace(**config["place"])
+        self._objective = config["objective"]
+        plan = Plan(**config["plan"])
+        self._training: _Alone | _Together
+        if plan.workers > 1:
+            self._training = _Together(self._place, plan)
         else:
-            torch.set_num_threads(run.plan.cpus_per_worker)
-            device = torch.device("cuda" if run.plan.gpus_per_worker else "cpu")
-            self._epochs = train(self._trial, Group(device=device))
+            torch.set_num_threads(plan.cpus_per_worker)
+            self._training = _Alone(self._place, torch.device("cuda" if plan.gpus_per_worker else "cpu"))
 
     def step(self) -> dict[str, Any]:
         """Train one epoch; the last one ends the trial."""
         try:
-            line = next(self._epochs, None)
-            if line is None:
-                self._trial.set_status("interrupted" if self._trial.should_stop() else "finished")
+            epoch = next(self._training.epochs, None)
+            if epoch is None:
+                # Whoever asked it to stop may not have been heard here yet, so what was trained tells.
+                is_whole = self._training.epochs_done() == self._training.epochs_wanted
+                self._training.set_state("finished" if is_whole else "interrupted")
                 return {"done": True}
             # An iterator that yielded the last epoch still has its final checkpoint to write.
-            done = line["epoch"] == self._trial.number_of_epochs
+            done = epoch.epoch == self._training.epochs_wanted
             if done:
-                next(self._epochs, None)
-                self._trial.set_status("finished")
+                next(self._training.epochs, None)
+                self._training.set_state("finished")
         except RaygenError as error:
-            self._trial.set_status("stopped" if error.cause in AILMENTS else "failed", str(error), error.cause)
-            print(f"trial {self._trial.number} {self._trial.status().state}: {error}", flush=True)
+            state: TrialState = "stopped" if error.cause in AILMENTS else "failed"
+            self._training.set_state(state, str(error), error.cause)
+            print(f"trial {self._place.trial} {state}: {error}", flush=True)
             return {"done": True}
-        return {"epoch": line["epoch"], self._objective: line["metrics"][self._objective], "done": done}
+        return {"epoch": epoch.epoch, self._objective: epoch.metrics[self._objective], "done": done}
 
     def cleanup(self) -> None:
-        """End the trial where it stands, with a checkpoint; Tune calls this when the scheduler stops it."""
-        self._epochs.close()
-        if self._trial.status().state == "running":
-            self._trial.set_status("stopped", STOPPED_EARLY)
+        """End the trial as it stands, with a checkpoint; Tune calls this when the scheduler stops it."""
+        self._training.close()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -102,43 +113,158 @@ class TrialActor(tune.Trainable):
         return True
 
 
-def train(trial: Trial, group: Group) -> Generator[EpochLine, None, None]:
-    """Train in the trial's folder; rank 0 writes down every epoch there before it is yielded."""
-    spec = trial.spec()
+class _Alone:
+    """A training in this process."""
+
+    def __init__(self, place: TrialPlace, device: torch.device) -> None:
+        self._writer = TrialWriter.begin(place)
+        try:
+            self._writer.set_state("running")
+        except StorageError:
+            with contextlib.suppress(StorageError):
+                self._writer.close()
+            raise
+        self.epochs: Generator[Epoch | EpochRecord, None, None] = train(self._writer, Group(device=device))
+        self.epochs_wanted = self._writer.epochs_wanted
+        self.epochs_done = self._writer.epochs_done
+        self.set_state = self._writer.set_state
+
+    def close(self) -> None:
+        """End it at its next sync, with a checkpoint; what cannot be written is told, and harms no other trial."""
+        try:
+            with contextlib.closing(self._writer):
+                try:
+                    self.epochs.close()
+                finally:
+                    if self._writer.state == "running":
+                        self._writer.record_state("stopped", STOPPED_EARLY)
+        except RaygenError as error:
+            print(f"trial {self._writer.number}: {error}", flush=True)
+
+
+class _Together:
+    """A training in several processes under Ray Train; this one waits for them, and writes only while none runs."""
+
+    def __init__(self, place: TrialPlace, plan: Plan) -> None:
+        self._place = place
+        self._storage = Storage(place.storage)
+        progress = newest_progress(self._storage, place)
+        self.epochs_wanted = progress.epochs_wanted
+        self._watch = AttemptWatch(self._storage, place)
+        self._has_ended = False
+        self.epochs: Generator[Epoch | EpochRecord, None, None] = self._train(plan, seen=progress.epochs_done)
+
+    def epochs_done(self) -> int:
+        """The last epoch that is finished."""
+        return newest_progress(self._storage, self._place).epochs_done
+
+    def set_state(self, state: TrialState, reason: str = "", cause: Cause = "error") -> None:
+        """Write the state that the trial is in, in the place of what its processes wrote."""
+        self._has_ended = state != "running"
+        change = {"state": state, "reason": reason, "cause": cause}
+        claim(self._storage, self._place, lambda progress: progress.model_copy(update=change))
+
+    def close(self) -> None:
+        """End the processes at their next sync, with a checkpoint; it ends too if they cannot be asked to."""
+        try:
+            self.epochs.close()
+        finally:
+            self._watch.close()
+            if not self._has_ended:
+                self.set_state("stopped", STOPPED_EARLY)
+
+    def _train(self, plan: Plan, seen: int) -> Generator[EpochRecord, None, None]:
+        """Train in several processes, replacing lost ones; yields epochs as the record shows them, each once.
+
+        Closing the iterator lets the processes end at their next sync. Raises ProcessLostError if they are lost again
+        and again without getting further, and what one of them wrote down that it could not go on for.
+        """
+        with contextlib.closing(self._keep_running(plan)) as looks:
+            for _ in looks:
+                for epoch in self._epochs_on_record():
+                    if epoch.epoch > seen:
+                        seen = epoch.epoch
+                        yield epoch
+
+    def _epochs_on_record(self) -> Sequence[EpochRecord]:
+        try:
+            return newest_progress(self._storage, self._place).epochs
+        except StorageError:
+            return ()  # the processes train on, and what they show is seen when the storage is back
+
+    def _keep_running(self, plan: Plan) -> Generator[None, None, None]:
+        """Run a training's processes, as many as there is room for, until it has ended; yields whenever to look."""
+        losses = 0
+        with contextlib.closing(Room(plan)) as room:
+            while number := room.wait(self._watch.should_stop):
+                start, taken = claim(
+                    self._storage, self._place, lambda progress: progress.model_copy(update={"state": "running"})
+                )
+                before = taken.progress.checkpoint
+                with contextlib.closing(_Processes(self._storage, self._place, start, plan, number)) as processes:
+                    resizes = yield from _follow(processes, room, number, look_every_s=self._watch.every_s)
+                yield
+                if (failure := failure_of(self._storage, self._place, start)) is not None:
+                    raise failure
+                if processes.error is None and not resizes:
+                    return
+                is_stuck = newest_progress(self._storage, self._place).checkpoint == before
+                losses = losses + 1 if processes.error is not None and is_stuck else 0
+                if losses > LOSSES_IN_A_ROW:
+                    reason = str(processes.error).strip().rpartition("\n")[2]
+                    raise ProcessLostError(
+                        f"its processes were lost {losses} times without getting further: {reason}"
+                    ) from processes.error
+
+
+def train(writer: TrialWriter, group: Group) -> Generator[Epoch, None, None]:
+    """Train the writer's trial; rank 0 writes down every epoch before it is yielded.
+
+    It ends soon after a stop, while images are read too.
+    """
+    spec = writer.spec()
     writes = group.rank == 0
-    last_pace_at = 0.0
-
-    def write_pace(pace: Pace) -> None:
-        nonlocal last_pace_at
-        if writes and time.monotonic() - last_pace_at >= PACE_EVERY_S:
-            last_pace_at = time.monotonic()
-            trial.record_pace(pace)
-
-    dataset = data.load(spec.data)
+    dataset = _loaded(writer, spec, group)
+    if dataset is None:
+        return
+    told = writer.fetch_checkpoint()
+    if told and writes:
+        print(told, flush=True)
     epochs = fit(
         spec,
         dataset,
-        trial.checkpoint,
+        writer.checkpoint,
         group=group,
-        warm_weights=trial.warm_weights,
-        on_pace=write_pace,
-        on_judged=artist(trial, spec, dataset.validation.images),
-        should_stop=trial.should_stop if writes else lambda: False,
+        warm_weights=None if spec.warm_start is None else writer.fetch_warm_start(),
+        on_pace=writer.record_pace if writes else lambda pace: None,
+        on_judged=artist(writer, spec, dataset.validation.images),
+        on_saved=writer.record_checkpoint,
+        should_stop=writer.should_stop if writes else lambda: False,
         should_save=draining.notices(),
     )
     try:
         with contextlib.closing(epochs):
             for epoch in epochs:
                 if writes:
-                    trial.record_epoch(epoch)
-                yield vars(epoch)
+                    writer.record_epoch(epoch)
+                yield epoch
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(
             f"out of memory; lower the batch size ({spec.training.batch_size}) or the model's size"
         ) from error
 
 
-def artist(trial: Trial, spec: TrainSpec, held_out: Tensor) -> Callable[[int, Model], None]:
+def _loaded(writer: TrialWriter, spec: TrainSpec, group: Group) -> data.Dataset | None:
+    """The training's images; None, on all processes, if one of them was stopped before it had them."""
+    dataset = None
+    with contextlib.suppress(RunInterruptedError), interruption.heeding(writer.should_stop):
+        dataset = data.load(spec.data, writer.images)
+    lacking = torch.tensor([float(dataset is None)], device=group.device)
+    group.sum([lacking])
+    return dataset if lacking.item() == 0 else None
+
+
+def artist(writer: TrialWriter, spec: TrainSpec, held_out: Tensor) -> Callable[[int, Model], None]:
     """What leaves a picture of the model after each epoch, unless the spec wants none; never why a training fails."""
 
     def draw(epoch: int, model: Model) -> None:
@@ -147,83 +273,46 @@ def artist(trial: Trial, spec: TrainSpec, held_out: Tensor) -> Callable[[int, Mo
         try:
             with stance:
                 picture = drawing.picture(model, held_out, spec)
-            trial.record_picture(epoch, picture, keeps=spec.evaluation.keeps_picture)
-        except RunError as error:
-            print(f"trial {trial.number}: no picture of epoch {epoch}: {error}", flush=True)
+            writer.record_picture(epoch, picture, keeps=spec.evaluation.keeps_picture)
+        except (OSError, ValueError) as error:  # of Pillow
+            print(f"trial {writer.number}: no picture of epoch {epoch}: {error}", flush=True)
 
     return draw if spec.evaluation.pictures != "none" else lambda epoch, model: None
 
 
-def train_on_workers(trial: Trial, plan: Plan) -> Generator[EpochLine, None, None]:
-    """Train in several processes, replacing lost ones; yields epochs as the folder shows them, each once.
-
-    Closing the iterator lets the processes end at their next sync. Raises ProcessLostError where they are lost again
-    and again without getting further, and what one of them wrote down that it could not go on for.
-    """
-    seen = max((line["epoch"] for line in trial.epochs()), default=0)
-    with contextlib.closing(_keep_running(trial, plan)) as looks:
-        for _ in looks:
-            for line in trial.epochs():
-                if line["epoch"] > seen:
-                    seen = line["epoch"]
-                    yield line
-
-
-def _keep_running(trial: Trial, plan: Plan) -> Generator[None, None, None]:
-    """Run a training's processes, as many as there is room for, until it has ended; yields whenever to look at it."""
-    losses = 0
-    with contextlib.closing(Room(plan)) as room:
-        while number := room.wait(trial.should_stop):
-            before = _written_at(trial.checkpoint)
-            with contextlib.closing(_Processes(trial, plan, number)) as processes:
-                resizes = yield from _follow(processes, room, number)
-            yield
-            if (failure := trial.failure()) is not None:
-                raise failure
-            if processes.error is None and not resizes:
-                return
-            losses = losses + 1 if processes.error is not None and _written_at(trial.checkpoint) == before else 0
-            if losses > LOSSES_IN_A_ROW:
-                reason = str(processes.error).strip().rpartition("\n")[2]
-                raise ProcessLostError(
-                    f"its processes were lost {losses} times without getting further: {reason}"
-                ) from processes.error
-
-
-def _follow(processes: _Processes, room: Room, number: int) -> Generator[None, None, bool]:
+def _follow(processes: _Processes, room: Room, number: int, *, look_every_s: float) -> Generator[None, None, bool]:
     """Wait until the processes have ended, or there is room for more of them; says whether that is so."""
-    began_at = time.monotonic()
+    began_at = looked_at = time.monotonic()
     while processes.are_running():
-        yield
+        if time.monotonic() - looked_at >= look_every_s:
+            yield
+            looked_at = time.monotonic()
         if time.monotonic() - began_at > RESIZE_AFTER_S and room.has_grown(number):
             return True
         time.sleep(POLL_EVERY_S)
     return False
 
 
-def _written_at(checkpoint: Path) -> int | None:
-    return checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
-
-
 class _Processes:
     """A training's processes under Ray Train; `error` is what they were lost by."""
 
-    def __init__(self, trial: Trial, plan: Plan, number: int) -> None:
+    def __init__(self, storage: Storage, place: TrialPlace, start: int, plan: Plan, number: int) -> None:
         self.error: Exception | None = None
-        self._trial = trial
+        self._storage, self._place, self._start = storage, place, start
+        self._scratch = Scratch()
         self._trainer = ray.train.torch.TorchTrainer(
             _train_as_one_of_several,
-            train_loop_config={"trial": str(trial.folder), "threads": plan.cpus_per_worker},
-            torch_config=ray.train.torch.TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
+            train_loop_config={"place": place.as_json(), "start": start, "threads": plan.cpus_per_worker},
+            torch_config=PrivateTorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=number,
                 use_gpu=plan.gpus_per_worker > 0,
                 resources_per_worker={"CPU": plan.cpus_per_worker, "GPU": plan.gpus_per_worker},
             ),
             run_config=RunConfig(
-                # Ray Train goes on with an earlier run of the same name; the run folder is what we go on from.
+                # Ray Train goes on with an earlier run of the same name; the record is what we go on from.
                 name=uuid.uuid4().hex,
-                storage_path=str(trial.ray_files),
+                storage_path=str(self._scratch.folder),
                 # With how many processes a training goes on, and how often, is decided here.
                 failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
             ),
@@ -234,7 +323,7 @@ class _Processes:
     def _run(self) -> None:
         try:
             self._trainer.fit()
-        except (ray.train.TrainingFailedError, RayError) as error:
+        except Exception as error:  # noqa: BLE001 – of whatever kind: without it they would count as asked to stop
             self.error = error
 
     def are_running(self) -> bool:
@@ -243,25 +332,26 @@ class _Processes:
 
     def close(self) -> None:
         """Let those that run end at their next sync, with a checkpoint."""
-        if self._thread.is_alive():
-            self._trial.ask_to_stop()
-            self._thread.join()
-            self._trial.clear_stop()
-        shutil.rmtree(self._trial.ray_files, ignore_errors=True)
+        try:
+            if self._thread.is_alive():
+                ask_to_stop(self._storage, self._place, self._start)
+                self._thread.join()
+        finally:
+            self._scratch.close()
 
 
 def _train_as_one_of_several(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
-    trial = Trial(Path(config["trial"]))
     group = Group.joined(ray.train.torch.get_device())
-    try:
-        for _ in train(trial, group):
-            pass
-    except OutOfMemoryError as error:
-        # Others may have memory left and wait for this rank: it has to fail for Ray Train to end them.
-        trial.record_failure(error)
-        raise
-    except TrainingError as error:
-        # Every rank gets here together, and would meet the same again.
-        if group.rank == 0:
-            trial.record_failure(error)
+    with contextlib.closing(TrialWriter.join(TrialPlace(**config["place"]), config["start"])) as writer:
+        try:
+            for _ in train(writer, group):
+                pass
+        except OutOfMemoryError as error:
+            # Others may have memory left and wait for this rank: it has to fail for Ray Train to end them.
+            writer.record_failure(error)
+            raise
+        except TrainingError as error:
+            # Every rank gets here together, and would meet the same again.
+            if group.rank == 0:
+                writer.record_failure(error)
