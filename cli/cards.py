@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
-from rich.text import Text
 
+from cli import console
 from cli.render import duration
 from raygen import metrics
 
@@ -72,7 +72,7 @@ def comparison_table(ranked: Sequence[Compared], names: Sequence[str]) -> Table:
     for place, each in enumerate(ranked, start=1):
         fitted = f" + {each.trained.fitted.name}" if each.trained.fitted else ""
         trained = "" if each.card.train_s is None else f", {duration(each.card.train_s)}"
-        run = Text.assemble(each.name, (f" ({each.card.model['name']}{fitted}{trained})", "dim"))
+        run = console.text(each.name, (f" ({each.card.model['name']}{fitted}{trained})", "dim"))
         table.add_row(str(place), run, *(_value(each.value(name)) for name in names))
     return table
 

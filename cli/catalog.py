@@ -32,7 +32,7 @@ def spaces(name: SpaceName = None, output: options.OutputOption = "table") -> No
     elif output == "json":
         console.show_json(space.read(name).model_dump(mode="json"))
     else:
-        print(space.text(name), end="")
+        console.show_plain(space.text(name).removesuffix("\n"))
 
 
 def _show(names: dict[str, str], output: Output) -> None:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from cli import console, options, render
-from raygen.capacity import Capacity, OnDemand
+from raygen import machine
+from raygen.capacity import Capacity, OnDemand, count
 from raygen.errors import SpecError
 from raygen.plan import check_totals
+from raygen.queue.job import EVERYBODY
+from raygen.queue.places import typed
 from raygen.site import Site
 
 Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs for jobs.", show_default="all")]
 Cpus = Annotated[int | None, typer.Option(min=1, help="CPU cores for jobs.", show_default="all")]
+AllUsers = Annotated[bool, typer.Option("--all-users", help="Start everybody's jobs, not yours alone.")]
 Max = Annotated[str, typer.Option("--max", metavar="gpus=N,cpus=N", help="What nodes on demand may come to in all.")]
+Check = Annotated[bool, typer.Option("--check", help="End with code 3, and say why, if no job of yours would start.")]
 NodeDevices = Annotated[str, typer.Option("--node", metavar="gpus=N,cpus=N", help="What each of them has.")]
 
+UNHEALTHY = 3
+"""The exit code of `raygen status --check` if none of the person's jobs would start."""
 
-def up(gpus: Gpus = None, cpus: Cpus = None, storage: options.Storage = None) -> None:
+
+def up(gpus: Gpus = None, cpus: Cpus = None, all_users: AllUsers = False, storage: options.Storage = None) -> None:
     """Start a Ray head and a dispatcher on this machine, in the background, to stay until `raygen down`."""
     from raygen.cluster.session import local_capacity
     from raygen.spec import Resources
@@ -30,22 +38,27 @@ def up(gpus: Gpus = None, cpus: Cpus = None, storage: options.Storage = None) ->
     site.require_local("raygen up")
     with console.talk().status("starting Ray"):
         gpus, cpus = here.gpus if gpus is None else gpus, here.cpus if cpus is None else cpus
-        site.service.up(site.store, Capacity.of_machine(gpus=gpus, cpus=cpus, where=here.where))
+        site.up(Capacity.of_machine(gpus=gpus, cpus=cpus, where=here.where), all_users=all_users)
     console.show(render.status_table(site.status()))
 
 
 def down(storage: options.Storage = None) -> None:
     """End what runs in the background on this machine; running jobs go on with the next `raygen up`."""
     site = Site(storage)
-    dispatchers, jobs = site.service.down(site.store)
-    console.talk().print(f"ended {dispatchers} dispatcher{'s' if dispatchers != 1 else ''} and the Ray head")
-    if jobs:
-        who = f"{jobs} running jobs go" if jobs > 1 else "the running job goes"
-        console.talk().print(f"{who} on from the last checkpoint with the next `raygen up`")
+    ended = site.down()
+    parts = [count(ended.dispatchers, "dispatcher")] if ended.dispatchers else []
+    parts += ["the Ray head"] if ended.head else []
+    console.say(f"ended {' and '.join(parts)}" if parts else "nothing was running here")
+    if ended.jobs:
+        who = f"{ended.jobs} running jobs go" if ended.jobs > 1 else "the running job goes"
+        console.say(f"{who} on from the last checkpoint with the next `raygen up`")
 
 
 def status(
-    storage: options.Storage = None, address: options.Address = None, output: options.OutputOption = "table"
+    check: Check = False,
+    storage: options.Storage = None,
+    address: options.Address = None,
+    output: options.OutputOption = "table",
 ) -> None:
     """Show the cluster, its dispatchers and how many jobs are in which state."""
     found = Site(storage, address).status()
@@ -53,14 +66,34 @@ def status(
         console.show_json(found)
     else:
         console.show(render.status_table(found))
+    if check and (problem := _problem(found)):
+        console.error(problem)
+        raise typer.Exit(UNHEALTHY)
 
 
-def dispatch(storage: options.Storage = None, address: options.Address = None) -> None:
-    """Dispatch jobs in the foreground until Ctrl-C or SIGTERM, which leave running jobs alone."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+def _problem(found: Mapping[str, Any]) -> str:
+    """Why none of the person's jobs would start, in one line; nothing if they would."""
+    if found["unreachable_since"] is not None:
+        return f"{found['cluster']} does not answer: {found['problem']}"
+    if not found["address"]:
+        return "Ray does not run on this machine; `raygen up` starts it"
+    at_work = [each for each in found["dispatchers"] if each["alive"] and each["user"] in (EVERYBODY, machine.user())]
+    if not at_work:
+        return (
+            f"no dispatcher starts your jobs on {found['cluster']}; {typed('raygen dispatch', found['name'])} is one"
+        )
+    if all(each["away"] for each in at_work):
+        return str(at_work[0]["away"])
+    if found["held_at"] is not None:
+        return f"{found['held_by']} holds the queue of {found['cluster']}"
+    return ""
+
+
+def dispatch(all_users: AllUsers = False, storage: options.Storage = None, address: options.Address = None) -> None:
+    """Dispatch your jobs in the foreground until Ctrl-C or SIGTERM, which leave running jobs alone."""
     site = Site(storage, address, create=True)
-    console.talk().print(f"dispatching for {site.place}, queue {site.store.address}; Ctrl-C ends this", soft_wrap=True)
-    site.service.dispatch(site.store, background=False)
+    console.say(f"dispatching for {site.place}, queue {site.queue_address}; Ctrl-C ends this")
+    site.dispatch(all_users=all_users)
 
 
 def set_nodes(most: Max, node: NodeDevices, storage: options.Storage = None, address: options.Address = None) -> None:

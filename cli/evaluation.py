@@ -10,7 +10,7 @@ import typer
 from cli import cards, console, options
 from raygen import files
 from raygen.api import judging
-from raygen.api.loading import find_checkpoint, load
+from raygen.api.loading import find_model, find_run, with_prior
 from raygen.errors import SpecError
 from raygen.evaluation_card import CARD
 from raygen.metrics import short
@@ -71,11 +71,10 @@ def evaluate(
 
     `--split test --samples 50000 --reference train` follows the protocol of published Fréchet distances.
     """
-    place = find_checkpoint(model, storage=storage)
-    folder = place if place.is_dir() else place.parent
-    files.check_writable(folder / CARD)
+    source = find_model(model, storage=storage)
+    source.check_writable(CARD)
     card = judging.evaluate(
-        load(place, prior=prior, components=components),
+        with_prior(source.load(), prior, components),
         Protocol(
             split=split,
             images=images,
@@ -92,14 +91,14 @@ def evaluate(
         data_root=data_root,
         image_size=image_size,
     )
-    path = card.write(folder)
+    where = source.write(CARD, card.with_earlier(source.read(CARD)).as_bytes())
     if output == "json":
         console.show_json(card.model_dump(mode="json"))
         return
     if card.left_out:
         console.say(f"left out: {'; '.join(f'{name} ({reason})' for name, reason in card.left_out.items())}")
     console.show(cards.card_table(card))
-    console.say(f"{cards.card_subject(card)}; card in {path}")
+    console.say(f"{cards.card_subject(card)}; card in {where}")
 
 
 def compare(
@@ -157,16 +156,13 @@ def _compare_curves(
     names: list[str],
     against: Against,
     path: Path,
-    storage: Path | None,
+    storage: str | None,
     output: options.Output,
 ) -> None:
     files.check_writable(path)
     from raygen import curves_plot, training_curves
-    from raygen.runs import Run, default_storage
 
-    found = training_curves.groups(
-        (Run.open(name, storage or default_storage()) for name in dict.fromkeys(models)), against
-    )
+    found = training_curves.groups((find_run(name, storage).look() for name in dict.fromkeys(models)), against)
     known = training_curves.known_metrics(found, judging.full_names(names))
     level = training_curves.level(found, known[0])
     rows = training_curves.stability(found, known[0], against, level)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from functools import partial
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
 from cli import console, render
-from cli.logtail import LogTail
 from cli.options import Output
 from raygen.errors import RunInterruptedError
+from raygen.patience import Patience
 from raygen.queue.job import ENDED, WAITING, Job
-from raygen.runs import ENDED as ENDED_TRIALS
-from raygen.runs import Run, TrialRecord
-from raygen.site import Site, check
+from raygen.report import ENDED_TRIALS, Report
+from raygen.site import LogTail, Site
 
 POLL_EVERY_S = 0.25
 TEND_EVERY_S = 2.0
@@ -42,38 +41,40 @@ def follow(site: Site, job: Job, *, output: Output, quiet: bool, verbose: bool) 
         elif talk.is_terminal:
             _watch(watched, talk)
         else:
-            _report_changes(watched, talk)
+            _report_changes(watched)
     except KeyboardInterrupt:
         raise RunInterruptedError(
             f"{job.name} goes on; `raygen watch {job.name}` comes back to it, `raygen cancel {job.name}` ends it"
         ) from None
     try:
-        show_run(watched.run, output=output, quiet=quiet)
-        check(watched.job)
+        show_report(watched.report(), output=output, quiet=quiet)
+        site.check(watched.job)
     finally:
-        site.service.wait_until_ended(site.store)
+        site.wait_until_ended()
 
 
-def show_run(run: Run, *, output: Output, quiet: bool = False) -> None:
+def show_report(report: Report, *, output: Output, quiet: bool = False) -> None:
     """Print a run's result: the table of its trials, then the best one and what to do with it."""
     if output == "json":
-        console.show_json(run.summary())
+        console.show_json(report.as_json())
         return
-    records = run.records()
-    if records:
-        console.show(render.trial_table(run, records))
+    if report.records:
+        console.show(render.trial_table(report, report.records))
         if not quiet:
-            console.talk().print(render.outcome(run, records, run.status()), soft_wrap=True)
+            console.say(render.outcome(report))
 
 
 class _Watched:
-    """A job and its run folder, looked at again and again."""
+    """A job and its run, looked at again and again."""
 
     def __init__(self, site: Site, job: Job) -> None:
         self.job = job
-        self.run = Run(Path(job.folder))
+        self._run = site.run_of(job)
+        self._report = site.report(self._run)
+        self._looked_at = time.monotonic()
         self._site = site
         self._tended_at = time.monotonic()
+        self._patience = Patience(site.storage, console.warn)
 
     def next(self) -> bool:
         """Wait for the next look and take it; False where the job had ended before."""
@@ -81,33 +82,48 @@ class _Watched:
             return False
         time.sleep(POLL_EVERY_S)
         if time.monotonic() - self._tended_at > TEND_EVERY_S:
-            self._site.tend(self.job)
+            self._patience.ask(partial(self._site.tend, self.job))
             self._tended_at = time.monotonic()
-        self.job = self._site.store.get(self.job.id)
+        self.job = self._patience.ask(partial(self._site.now, self.job))
         return True
+
+    def report(self) -> Report:
+        """The run as it is now; while its job goes on, as it was a moment ago."""
+        if self.job.state in ENDED or time.monotonic() - self._looked_at >= self._site.look_every_s:
+            self._report = self._patience.ask(partial(self._site.report, self._run))
+            self._looked_at = time.monotonic()
+        return self._report
+
+    def log(self) -> LogTail:
+        """What its processes print from now on."""
+        return self._site.log(self.job, skip=True)
+
+    def lines(self, tail: LogTail, *, ended: bool) -> list[str]:
+        """What its processes have printed since the last call."""
+        return self._patience.lines(tail, ended=ended)
 
     def line(self) -> str:
         """The job's state in words."""
-        reason = self._site.store.reasons([self.job]).get(self.job.id)
+        reason = self._patience.ask(partial(self._site.reasons, [self.job])).get(self.job.id)
         return f"{self.job.state}: {reason}" if reason else str(self.job.state)
 
 
 def _print_log(watched: _Watched) -> None:
-    tail = LogTail(watched.run.log, skip=True)
+    tail = watched.log()
     while True:
         goes_on = watched.next()
-        for line in tail.lines(ended=not goes_on):
-            console.talk().print(line, soft_wrap=True, markup=False, highlight=False)
+        for line in watched.lines(tail, ended=not goes_on):
+            console.say_plain(line)
         if not goes_on:
             return
 
 
-def _watch(watched: _Watched, talk: Console) -> None:
+def _watch(watched: _Watched, talk: console.Screen) -> None:
     progress = Progress(
-        TextColumn("{task.description}"),
+        console.Words("{task.description}"),
         BarColumn(bar_width=30),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[rate]}"),
+        console.Words("{task.percentage:>3.0f} %"),
+        console.Words("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=talk,
@@ -115,13 +131,14 @@ def _watch(watched: _Watched, talk: Console) -> None:
     whole = progress.add_task(watched.line(), total=1.0, rate="")
     with Live(console=talk, refresh_per_second=4, transient=True) as live:
         while watched.next():
-            records = watched.run.records()
-            _update(progress, whole, watched, records)
-            live.update(Group(progress, render.trial_table(watched.run, records[:LIVE_ROWS]) if records else ""))
+            report = watched.report()
+            _update(progress, whole, watched, report)
+            table = render.trial_table(report, report.records[:LIVE_ROWS]) if report.records else ""
+            live.update(Group(progress, table))
 
 
-def _update(progress: Progress, whole: TaskID, watched: _Watched, records: list[TrialRecord]) -> None:
-    total = watched.run.number_of_trials
+def _update(progress: Progress, whole: TaskID, watched: _Watched, report: Report) -> None:
+    records, total = report.records, report.number_of_trials
     done = sum(1.0 if record.state in ENDED_TRIALS else record.fraction for record in records)
     ended = sum(record.state in ENDED_TRIALS for record in records)
     rate = sum(record.images_per_s or 0.0 for record in records if record.state == "running")
@@ -134,20 +151,21 @@ def _update(progress: Progress, whole: TaskID, watched: _Watched, records: list[
     )
 
 
-def _report_changes(watched: _Watched, talk: Console) -> None:
+def _report_changes(watched: _Watched) -> None:
     """A line for each change of the job and each trial's end, for logs and pipes."""
-    reported: set[int] = {record.number for record in watched.run.records() if record.state in ENDED_TRIALS}
+    reported: set[int] = {record.number for record in watched.report().records if record.state in ENDED_TRIALS}
     said = ""
     while True:
         if (line := watched.line()) != said:
-            talk.print(f"{watched.job.name} {line}", soft_wrap=True)
+            console.say(f"{watched.job.name} {line}")
             said = line
         goes_on = watched.next()
-        for record in sorted(watched.run.records(), key=lambda record: record.number):
+        report = watched.report()
+        for record in sorted(report.records, key=lambda record: record.number):
             if record.state not in ENDED_TRIALS:
                 reported.discard(record.number)  # one that was stopped may go on
             elif record.number not in reported:
                 reported.add(record.number)
-                talk.print(render.trial_end(watched.run, record), soft_wrap=True)
+                console.say(render.trial_end(report, record))
         if not goes_on:
             return

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from cli import console, follow, render
+from cli import console, follow, progress, render
 from cli.options import Output
-from raygen import preparation
+from raygen import preparation, selection
 from raygen.errors import SpecError
 from raygen.preparation import Prepared
-from raygen.queue.job import Job
+from raygen.queue.job import Job, limit_in_words
 from raygen.site import Site
 
 EXTENSIBLE = ("search.trials", "training.epochs")
@@ -29,10 +28,10 @@ class View:
     verbose: bool
     detach: bool
 
-    def say(self, message: str) -> None:
+    def say(self, *lines: str) -> None:
         """Tell the person something that is not data."""
         if not self.quiet:
-            console.talk().print(message, soft_wrap=True)
+            console.say(*lines)
 
     @contextlib.contextmanager
     def waiting(self, message: str) -> Iterator[None]:
@@ -54,6 +53,7 @@ class Submission:
     priority: int
     retries: int
     node_timeout_s: float | None
+    time_limit_s: float | None
 
 
 def run(prepare: Callable[[], Prepared], submission: Submission, *, dry_run: bool, view: View) -> None:
@@ -62,20 +62,23 @@ def run(prepare: Callable[[], Prepared], submission: Submission, *, dry_run: boo
     with view.waiting("reading the spec"):
         prepared = prepare()
     if dry_run:
-        view.say(_plan(prepared, site.storage / (submission.name or "…")))
-        console.show_json({"plan": prepared.plan.as_json(), "spec": prepared.spec.model_dump(mode="json")})
+        view.say(*_plan(prepared, f"{site.address}/{submission.name or '…'}", submission.time_limit_s))
+        plan, spec = prepared.plan.as_json(), prepared.spec.model_dump(mode="json")
+        console.show_json({"plan": plan, "time_limit_s": submission.time_limit_s, "spec": spec})
         return
     with view.waiting("reading the images"):
         preparation.check_data(prepared)
-    with view.waiting("queueing the job"):
+    with progress.shown("sending images", quiet=view.quiet) as on_progress:
         job = site.submit(
             prepared,
             name=submission.name,
             priority=submission.priority,
             retries=submission.retries,
             node_timeout_s=submission.node_timeout_s,
+            time_limit_s=submission.time_limit_s,
+            on_progress=on_progress,
         )
-    view.say(_plan(prepared, Path(job.folder)))
+    view.say(*_plan(prepared, site.run_of(job).address, submission.time_limit_s))
     _follow(site, job, view)
 
 
@@ -86,32 +89,46 @@ def resume(
     settings: dict[str, Any],
     *,
     site: Site,
+    force: bool,
+    dry_run: bool,
     view: View,
 ) -> None:
-    """Queue a failed or cancelled job again and follow it; raises SpecError where more than the job was given."""
+    """Queue a failed or cancelled job again and follow it; raises SpecError if more than the job was given."""
     given = [*([model] if model else []), *settings]
     if given:
         raise SpecError(f"--resume goes on with the run as it was planned; leave out {', '.join(given)}")
-    job = site.store.find(name)
+    [job] = selection.named(site, [name], "retry", force=force)
     if job.kind != kind:
         raise SpecError(f"{job.name} was made by `raygen {job.kind}`; type raygen {job.kind} --resume {name}")
+    if dry_run:
+        console.show_json({"spec": site.run_of(job).look().spec().model_dump(mode="json")})
+        return
     job = site.retry(job)
-    view.say(f"going on with {job.name}\nresults in {job.folder}")
+    view.say(f"going on with {job.name}", f"results in {site.run_of(job).address}")
     _follow(site, job, view)
 
 
-def extend(name: str, model: str | None, settings: dict[str, Any], *, site: Site, dry_run: bool, view: View) -> None:
+def extend(
+    name: str,
+    model: str | None,
+    settings: dict[str, Any],
+    *,
+    site: Site,
+    force: bool,
+    dry_run: bool,
+    view: View,
+) -> None:
     """Queue a finished search again, for more trials or epochs; raises SpecError where anything else was given."""
     other = [*([model] if model else []), *(path for path in settings if path not in EXTENSIBLE)]
     if other:
         raise SpecError(f"--extend takes --trials and --epochs; leave out {', '.join(other)}")
-    job = site.store.find(name)
+    [job] = selection.named(site, [name], "extend", force=force)
     trials, epochs = (settings.get(path) for path in EXTENSIBLE)
     if dry_run:
-        console.show_json({"spec": preparation.extended(job, trials=trials, epochs=epochs).model_dump(mode="json")})
+        console.show_json({"spec": site.extended_spec(job, trials=trials, epochs=epochs).model_dump(mode="json")})
         return
     job = site.extend(job, trials=trials, epochs=epochs)
-    view.say(f"going on with {job.name}\nresults in {job.folder}")
+    view.say(f"going on with {job.name}", f"results in {site.run_of(job).address}")
     _follow(site, job, view)
 
 
@@ -132,6 +149,7 @@ def _follow(site: Site, job: Job, view: View) -> None:
         view.say(f"queued; `raygen watch {job.name}` follows it, `raygen cancel {job.name}` ends it")
 
 
-def _plan(prepared: Prepared, place: Path) -> str:
+def _plan(prepared: Prepared, place: str, time_limit_s: float | None) -> tuple[str, ...]:
     spec = prepared.spec.model_dump(mode="json")
-    return render.plan_lines(prepared.kind, spec, prepared.plan, prepared.direction, place)
+    lines = render.plan_lines(prepared.kind, spec, prepared.plan, prepared.direction, place)
+    return lines if time_limit_s is None else (*lines, f"ends with a checkpoint after {limit_in_words(time_limit_s)}")

@@ -11,8 +11,23 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import catalog, cluster, console, evaluation, inspection, queue, results, train, tune
-from raygen.errors import DamagedFilesWarning, InputError, RaygenError, RunInterruptedError
+from cli import (
+    cache,
+    catalog,
+    changes,
+    cluster,
+    console,
+    evaluation,
+    inspection,
+    progress,
+    queue,
+    results,
+    train,
+    tune,
+)
+from raygen import files
+from raygen.data.progress import heard_by
+from raygen.errors import InputError, RaygenError, RaygenWarning, RunInterruptedError
 
 
 class _Group(TyperGroup):
@@ -29,9 +44,10 @@ class _Group(TyperGroup):
     ) -> Any:
         """Run a command and exit."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("always", DamagedFilesWarning)
+            with warnings.catch_warnings(), progress.shown("fetching images") as tell, heard_by(tell):
+                warnings.simplefilter("always", RaygenWarning)
                 warnings.showwarning = _shown_by(warnings.showwarning)
+                _check_text(sys.argv[1:] if args is None else args)
                 code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except RaygenError as error:
             console.error(str(error))
@@ -40,18 +56,30 @@ class _Group(TyperGroup):
             if message := error.format_message():  # none if help was shown in the place of a missing command
                 console.error(f"{message} (--help shows what there is)")
             sys.exit(InputError.exit_code)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            console.error(f"{error.filename}: {error.strerror}")
+            sys.exit(InputError.exit_code)
         except typer.Abort:
             sys.exit(RunInterruptedError.exit_code)
         sys.exit(code if isinstance(code, int) else 0)
 
 
+def _check_text(args: Sequence[str]) -> None:
+    """Raise InputError for an argument of other bytes than text: no document can hold it, and no name is one."""
+    for arg in args:
+        if not files.is_text(arg):
+            raise InputError(f"{arg} is not in UTF-8; give the file or folder another name, or a link that has one")
+
+
 def _shown_by(others: Callable[..., None]) -> Callable[..., None]:
-    """What shows a warning of ours as one yellow line, each once, and others as before."""
+    """What shows a warning of ours as one yellow line, each once, and others in their form."""
     shown: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **how: Any) -> None:
-        if not issubclass(category, DamagedFilesWarning):
-            others(message, category, *place, **how)
+        if not issubclass(category, RaygenWarning):
+            others(files.printable(str(message)), category, *place, **how)
         elif str(message) not in shown:
             shown.add(str(message))
             console.warn(str(message))
@@ -61,7 +89,7 @@ def _shown_by(others: Callable[..., None]) -> Callable[..., None]:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"raygen {version('raygen')}")
+        console.show(f"raygen {version('raygen')}")
         raise typer.Exit
 
 
@@ -78,7 +106,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 success, 1 the job failed, 2 usage or bad input, 130 interrupted.",
+    epilog="Exit codes: 0 success, 1 the job failed, 2 usage or bad input, 3 no job would start (status --check), "
+    "130 interrupted.",
 )
 app.callback()(_options)
 app.command("tune")(tune.tune)
@@ -89,10 +118,12 @@ app.command("ls")(queue.list_jobs)
 app.command("watch")(queue.watch)
 app.command("logs")(queue.logs)
 app.command("wait")(queue.wait)
-app.command("cancel")(queue.cancel)
-app.command("retry")(queue.retry)
-app.command("priority")(queue.priority)
-app.command("rm")(queue.remove)
+app.command("cancel")(changes.cancel)
+app.command("retry")(changes.retry)
+app.command("priority")(changes.priority)
+app.command("hold")(changes.hold)
+app.command("release")(changes.release)
+app.command("rm")(changes.remove)
 app.command("up")(cluster.up)
 app.command("down")(cluster.down)
 app.command("status")(cluster.status)
@@ -101,6 +132,10 @@ nodes = typer.Typer(no_args_is_help=True, help="Declare the nodes that a cluster
 nodes.command("set")(cluster.set_nodes)
 nodes.command("unset")(cluster.unset_nodes)
 app.add_typer(nodes, name="cluster")
+cached = typer.Typer(invoke_without_command=True)
+cached.callback()(cache.show)
+cached.command("prune")(cache.prune)
+app.add_typer(cached, name="cache")
 app.command("sample")(inspection.sample)
 app.command("reconstruct")(inspection.reconstruct)
 app.command("restore")(inspection.restore)
@@ -118,4 +153,5 @@ app.command("spaces")(catalog.spaces)
 
 def main() -> None:
     """Run the command that the person typed."""
-    app()
+    console.accept_all()
+    app(prog_name="raygen")

@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
-from rich.text import Text
 
+from cli import console
+from raygen import machine
 from raygen.capacity import Devices, OnDemand
+from raygen.data.progress import in_words
 from raygen.errors import RECURRING
 from raygen.plan import Plan
-from raygen.queue.job import Attempt, Event, Job
-from raygen.runs import Run, Status, TrialRecord, field_of
+from raygen.queue.job import ENDED, RETRIED, Attempt, Event, Job, limit_in_words
+from raygen.queue.places import typed
+from raygen.report import Report, TrialRecord
 from raygen.search_insight import ROUGH_BELOW, SearchInsight
 from raygen.space import Choice
+from raygen.spec.settings import field_of
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from raygen.data.cached import Cached
+
+CACHED = {"decoded": "images", "classifiers": "network", "datasets": "data set"}
+"""What people call a part of the cache."""
 
 ALWAYS_SHOWN = ("optimizer.lr", "training.batch_size", "model.latent_dim")
 STATE_STYLES = {
@@ -34,7 +46,7 @@ STATE_STYLES = {
 }
 
 
-def trial_table(run: Run, records: Sequence[TrialRecord]) -> Table:
+def trial_table(run: Report, records: Sequence[TrialRecord]) -> Table:
     """A row for each trial, in the order given."""
     shown = [*ALWAYS_SHOWN, *(key for key in _varied(records) if key not in ALWAYS_SHOWN)]
     arrow = "↑" if run.direction == "max" else "↓"
@@ -93,9 +105,12 @@ def why_ended(record: TrialRecord) -> str:
 
 
 def job_table(jobs: Sequence[Job], reasons: Mapping[int, str], best: Mapping[int, str]) -> Table:
-    """A row for each job: its state, why it waits or how it ended, and the best value so far."""
+    """A row for each job: its state, why it waits or how it ended, and the best value so far; and whose it is."""
     table = Table(box=None, pad_edge=False, header_style="bold")
+    of_several = len({job.user for job in jobs} | {machine.user()}) > 1
     table.add_column("job", overflow="fold", min_width=12)
+    if of_several:
+        table.add_column("user", overflow="fold")
     table.add_column("state", overflow="fold", min_width=8)
     table.add_column("priority", justify="right")
     table.add_column("devices", justify="right")
@@ -104,7 +119,8 @@ def job_table(jobs: Sequence[Job], reasons: Mapping[int, str], best: Mapping[int
     for job in jobs:
         table.add_row(
             job.name,
-            state(job.state, reasons.get(job.id, job.reason if job.state == "failed" else "")),
+            *([job.user] if of_several else []),
+            state(job.state, reasons.get(job.id, job.reason if job.state in RETRIED else "")),
             str(job.priority),
             f"{job.gpus:g} GPU" if job.gpus else f"{job.cpus} CPU",
             best[job.id],
@@ -129,10 +145,19 @@ def job_json(job: Job, reason: str) -> dict[str, Any]:
         "cpus": job.cpus,
         "attempt": job.attempt,
         "retries": job.retries,
+        "held": job.held_at is not None,
+        "time_limit_s": job.time_limit_s,
         "submitted_at": _iso(job.submitted_at),
         "ended_at": _iso(job.ended_at),
-        "folder": job.folder,
+        "storage": job.storage,
     }
+
+
+def time_limit(job: Job, left_s: float) -> str:
+    """How long a job may run, and what is left of that for one that has begun and not ended."""
+    limit_s = job.time_limit_s or 0.0
+    left = f", {duration(left_s)} left" if job.state not in ENDED and left_s < limit_s else ""
+    return f"time limit: {limit_in_words(limit_s)}{left}"
 
 
 def history_json(events: Iterable[Event], attempts: Iterable[Attempt]) -> dict[str, Any]:
@@ -169,7 +194,7 @@ def history_table(events: Iterable[Event]) -> Table:
 def status_table(status: Mapping[str, Any]) -> Table:
     """What runs for the queue, a row for each thing."""
     table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
+    table.add_column(style="bold", overflow="fold")
     table.add_column(overflow="fold")
     rows = {"cluster": status["cluster"], "Ray": status["address"] or "not running"}
     if status["unreachable_since"] is not None:
@@ -187,13 +212,22 @@ def status_table(status: Mapping[str, Any]) -> Table:
         rows["on demand"] = str(OnDemand(**status["on_demand"]))
     alive = [f"process {each['pid']} on {each['host']}" for each in status["dispatchers"] if each["alive"]]
     ends = ", until no job is left" if alive and status["ends_when_idle"] else ""
-    rows["dispatcher"] = ", ".join(alive) + ends or "none; `raygen up` starts one"
+    rows["dispatcher"] = ", ".join(alive) + ends or f"none; {_to_dispatch(status['name'])} starts one"
+    if status["held_at"] is not None:
+        since = f"{_local_time(status['held_at']):%Y-%m-%d %H:%M}"
+        again = typed("raygen release --all", status["name"])
+        rows["held since"] = f"{since} by {status['held_by']}: nothing starts until {again}"
     rows["jobs"] = ", ".join(f"{number} {name}" for name, number in status["jobs"].items()) or "none"
     rows["queue"] = status["queue"]
     rows["storage"] = status["storage"]
     for name, value in rows.items():
-        table.add_row(name, Text(value))  # what a cluster says may have brackets in it, and is no markup
+        table.add_row(name, value)
     return table
+
+
+def _to_dispatch(cluster: str) -> str:
+    """What starts a dispatcher for a cluster: `raygen up` is for this machine's own alone."""
+    return typed("raygen dispatch" if "://" in cluster else "raygen up", cluster)
 
 
 def _short(node: Mapping[str, Any]) -> str:
@@ -205,12 +239,26 @@ def _devices(node: Mapping[str, Any]) -> str:
     return str(Devices(node["gpus"], node["cpus"]))
 
 
-def trial_end(run: Run, record: TrialRecord) -> str:
+def trial_end(run: Report, record: TrialRecord) -> str:
     """How a trial ended, in one line."""
     value = "" if record.objective is None else f", {run.objective} {record.objective:.5g}"
     reason = why_ended(record)
     shown = f" ({reason})" if reason else ""
     return f"trial {record.number} {record.state}{shown} after {duration(record.train_s)}{value}"
+
+
+def cache_table(found: Sequence[Cached]) -> Table:
+    """A row for each thing in the cache."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("what")
+    table.add_column("name", overflow="fold", min_width=12)
+    table.add_column("size", justify="right")
+    table.add_column("last used")
+    for each in found:
+        table.add_row(
+            CACHED[each.part], each.name, in_words(each.size_bytes), f"{_local_time(each.used_at):%Y-%m-%d %H:%M}"
+        )
+    return table
 
 
 def name_table(names: dict[str, str]) -> Table:
@@ -223,7 +271,7 @@ def name_table(names: dict[str, str]) -> Table:
     return table
 
 
-def plan_lines(run_kind: str, spec: dict[str, Any], plan: Plan, direction: str, place: Path) -> str:
+def plan_lines(run_kind: str, spec: dict[str, Any], plan: Plan, direction: str, place: str) -> tuple[str, str]:
     """What will run where, in two lines."""
     subject = f"{spec['model']['name']} on {Path(spec['data']['source']).name}"
     if spec["data"]["normal_class"] is not None:
@@ -240,14 +288,15 @@ def plan_lines(run_kind: str, spec: dict[str, Any], plan: Plan, direction: str, 
     epochs = spec["training"]["epochs"]
     return (
         f"{what}, {each}; {epochs} epoch{'s' if epochs > 1 else ''}, best is the {best} "
-        f"{spec['evaluation']['objective']}\nresults in {place}"
+        f"{spec['evaluation']['objective']}",
+        f"results in {place}",
     )
 
 
-def outcome(run: Run, records: Sequence[TrialRecord], status: Status) -> Text:
+def outcome(run: Report) -> Text:
     """The best configuration, where its checkpoint is, and what to type next."""
     lines: list[tuple[str, str]] = []
-    best = next((record for record in records if record.objective is not None), None)
+    best = next((record for record in run.records if record.objective is not None), None)
     if best is not None:
         keys = dict.fromkeys((*ALWAYS_SHOWN, *best.parameters))
         values = (f"{_heading(key)} {_number(best.parameters.get(key, field_of(run.spec_json, key)))}" for key in keys)
@@ -255,24 +304,24 @@ def outcome(run: Run, records: Sequence[TrialRecord], status: Status) -> Text:
         if best.validation_images:
             found += f" on {best.validation_images:,} validation images"
         lines += [("best", f"{found}: {', '.join(values)}")]
-    places = run.best_places()
-    if places:
+    if run.best:
         lines += [("test", tested(run))]
-        lines += [("checkpoint", str(places[0]))]
-        if run.can_sample():
+        lines += [("checkpoint", f"{run.name}/best/1")]
+        if run.can_sample:
             lines += [("next", f"raygen sample {run.name} --n 64 -o grid.png")]
         lines += [("next", f"raygen show {run.name}")]
-    if status.state == "interrupted" or (status.state == "failed" and status.cause not in RECURRING):
+    state, cause = run.status.state, run.status.cause
+    if state == "interrupted" or (state == "failed" and cause not in RECURRING):
         lines += [("go on", f"raygen retry {run.name}")]
     width = max((len(label) for label, _ in lines), default=0)
-    return Text("\n").join(Text.assemble((label.rjust(width), "bold"), "  ", line) for label, line in lines)
+    return console.lines(*(console.text((label.rjust(width), "bold"), "  ", line) for label, line in lines))
 
 
-def tested(run: Run) -> str:
+def tested(run: Report) -> str:
     """The best model's value on the test images, beside that of the defaults, or why there is none."""
-    found = run.tested()
+    found = run.tested
     if found is None:
-        return f"no value: {run.why_untested()}"
+        return f"no value: {run.why_untested}"
     best, defaults = found["best"], found["defaults"]
     over = mean_and_spread(best["mean"], best["spread"])
     seeds = f" ({over} over {best['seeds']} fresh seed{'s' if best['seeds'] > 1 else ''})" if over else ""
@@ -288,7 +337,7 @@ def tested(run: Run) -> str:
 
 def state(name: str, reason: str = "") -> Text:
     """A state in its colour, with its reason."""
-    return Text(f"{name}: {reason}" if reason else name, style=STATE_STYLES[name])
+    return console.text((f"{name}: {reason}" if reason else name, STATE_STYLES[name]))
 
 
 def duration(seconds: float) -> str:

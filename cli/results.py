@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,10 +11,9 @@ from cli import console, follow, options, render, thumbnails
 from raygen import files, search_insight, search_plot
 from raygen import film as films
 from raygen.api.loading import copy_best
-from raygen.errors import JobError
+from raygen.errors import RaygenError, RunError, StorageError
 from raygen.queue.job import Job
-from raygen.runs import Run
-from raygen.site import Site
+from raygen.site import History, Site
 
 Thumbnails = Annotated[
     bool, typer.Option("--images", help="Draw images of the best model and of how it learned, in a terminal.")
@@ -44,59 +43,68 @@ def show(
     if film is not None:
         films.check(film)
     site = Site(storage)
-    queued = _in_queue(site, job)
-    run = Run(Path(queued.folder)) if queued else Run.open(job, site.storage)
-    if queued is None:
-        status = run.status()
-        title, events, attempts = render.state(status.state, status.reason), [], []
-    else:
-        reason = site.store.reasons([queued]).get(queued.id, queued.reason)
-        title = render.state(queued.state, reason)
-        events, attempts = list(site.store.events(queued)), list(site.store.attempts(queued))
-    insight = search_insight.of_run(run) if why else None
-    if plot is not None:
-        search_plot.save(run, plot)
-    filmed = films.save(run, film) if film is not None else None
-    if output == "json":
-        history = {**render.job_json(queued, reason), **render.history_json(events, attempts)} if queued else None
-        learned = {"why": insight.as_json()} if insight else {}
-        console.show_json({**run.summary(), "job": history, **learned})
+    found = site.history(job)
+    try:
+        report = site.report(found.run)
+    except (RunError, StorageError) as problem:
+        if found.job is None or plot or film or why or images:
+            raise
+        _show_without_run(found, found.job, problem, output)
         return
-    console.talk().print(f"{run.folder}: ", title, sep="", soft_wrap=True)
-    follow.show_run(run, output=output)
+    insight = search_insight.of_run(report.view) if why else None
+    if plot is not None:
+        search_plot.save(report.view, plot)
+    filmed = films.save(found.run, film) if film is not None else None
+    if output == "json":
+        learned = {"why": insight.as_json()} if insight else {}
+        console.show_json({**report.as_json(), "job": _job_json(found), **learned})
+        return
+    title = (
+        render.state(found.job.state, found.reason)
+        if found.job
+        else render.state(report.status.state, report.status.reason)
+    )
+    console.say(console.text(f"{report.address}: ", title))
+    if found.job is not None and found.job.time_limit_s is not None:
+        console.say(render.time_limit(found.job, site.time_left_s([found.job])[found.job.id]))
+    follow.show_report(report, output=output)
     if insight:
         console.show("")
         console.show(render.insight_table(insight))
-        console.say(render.insight_basis(insight, run.objective))
+        console.say(render.insight_basis(insight, report.objective))
     if plot is not None:
         console.say(f"a picture of all trials in {plot}")
     if filmed:
         trial, count = filmed
         console.say(f"a film of trial {trial.number} in {film}: {count} picture{'' if count == 1 else 's'}")
     if images:
-        thumbnails.show(run)
-    if events:
+        thumbnails.show(found)
+    if found.events:
         console.show("")
-        console.show(render.history_table(events))
+        console.show(render.history_table(found.events))
+
+
+def _show_without_run(found: History, job: Job, problem: RaygenError, output: options.Output) -> None:
+    """Show what the queue knows of a run that cannot be read, and in one line why that is all."""
+    console.warn(problem)
+    if output == "json":
+        console.show_json({"name": job.name, "address": found.run.address, "job": _job_json(found)})
+        return
+    console.say(console.text(f"{found.run.address}: ", render.state(job.state, found.reason)))
+    console.show(render.history_table(found.events))
+
+
+def _job_json(found: History) -> dict[str, Any] | None:
+    if found.job is None:
+        return None
+    return {**render.job_json(found.job, found.reason), **render.history_json(found.events, found.attempts)}
 
 
 def get(
     run: options.RunName, output: BestFolder = Path("best"), replace: Replace = False, storage: options.Storage = None
 ) -> None:
     """Copy a run's best models out of its storage: weights, spec, metrics, cards and pictures, each in a folder."""
-    copied = copy_best(run, output, replace=replace, storage=storage)
-    count = len(copied.best_places())
+    copied, count = copy_best(run, output, replace=replace, storage=storage)
     console.say(
         f"{count} best model{'' if count == 1 else 's'} of {copied.name} in {output}, the very best in {output / '1'}"
     )
-
-
-def _in_queue(site: Site, name: str) -> Job | None:
-    """The job of that name or run folder, unless the queue does not know it."""
-    folder = Path(name)
-    if (folder / "run.json").is_file():
-        name = folder.resolve().name
-    try:
-        return site.store.find(name)
-    except JobError:
-        return None

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.color import Color
-from rich.console import Console
 from rich.style import Style
-from rich.text import Text
 
 from cli import console
 from raygen import film
 from raygen.errors import RunError
-from raygen.runs import Run, Trial
+from raygen.site import History
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from rich.text import Text
 
 LARGEST_SIDE = 16
 """Characters that one thumbnail is wide: four go into 80 columns."""
@@ -24,7 +23,7 @@ LARGEST_SIDE = 16
 ROWS = 2
 
 
-def show(run: Run) -> None:
+def show(found: History) -> None:
     """Draw images of the best model, then how they came about, if standard output shows colours.
 
     Raises RunError if there is neither a best model nor a picture of a training.
@@ -32,41 +31,32 @@ def show(run: Run) -> None:
     screen = console.data()
     if not screen.is_terminal or screen.color_system is None:
         return
-    has_best = bool(run.best_places())
-    if has_best:
-        _show_best(run, screen)
+    best = film.of_best(found.run)
+    if best is not None:
+        picture, shape = best
+        _draw(shrunk(picture.convert("RGB"), shape, screen.width), screen)
     try:
-        trial = film.pictured(run)
+        pictures = film.pictured(found.run)
     except RunError:
-        if not has_best:
+        if best is None:
             raise
     else:
-        _show_progress(trial, screen)
+        _show_progress(pictures, screen)
 
 
-def _show_best(run: Run, screen: Console) -> None:
-    from PIL import Image
-
-    path, shape = run.best_picture()
-    with Image.open(path) as picture:
-        thumbnails = shrunk(picture.convert("RGB"), shape, screen.width)
-    _draw(thumbnails, screen)
-
-
-def _show_progress(trial: Trial, screen: Console) -> None:
+def _show_progress(found: film.Pictures, screen: console.Screen) -> None:
     """The same images after some of the epochs, a column for each: the first, the last, and what fits between."""
-    paths = trial.pictures()
-    epochs = spaced(list(paths), (screen.width + 1) // (LARGEST_SIDE + 1))
-    pictures = {epoch: picture for epoch in epochs if (picture := film.read(paths[epoch]))}
+    epochs = spaced(found.epochs, (screen.width + 1) // (LARGEST_SIDE + 1))
+    pictures = {epoch: picture for epoch in epochs if (picture := found.read(epoch))}
     if not pictures:
         return
     header = "".join(str(epoch).ljust(LARGEST_SIDE + 1) for epoch in pictures)
-    for line in (f"trial {trial.number} after epoch", header):
+    for line in (f"trial {found.trial.number} after epoch", header):
         screen.print(line, highlight=False, no_wrap=True, overflow="crop")
     _draw(first_column(list(pictures.values())), screen)
 
 
-def _draw(picture: Image, screen: Console) -> None:
+def _draw(picture: Image, screen: console.Screen) -> None:
     screen.print(half_blocks(picture), no_wrap=True, overflow="crop")
 
 
@@ -126,12 +116,11 @@ def half_blocks(picture: Image) -> Text:
     """An RGB picture of even height as lines of half blocks, a character for each column of two pixels."""
     lines = []
     for top in range(0, picture.height, 2):
-        line = Text()
-        for left in range(picture.width):
-            upper, lower = (Color.from_rgb(*_pixel(picture, left, top + below)) for below in (0, 1))
-            line.append("▀", Style(color=upper, bgcolor=lower))
-        lines.append(line)
-    return Text("\n").join(lines)
+        colours = (
+            [Color.from_rgb(*_pixel(picture, left, top + below)) for below in (0, 1)] for left in range(picture.width)
+        )
+        lines.append(console.text(*(("▀", Style(color=upper, bgcolor=lower)) for upper, lower in colours)))
+    return console.lines(*lines)
 
 
 def _pixel(picture: Image, left: int, top: int) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ import typer
 
 from cli import jobs, options
 from raygen import preparation
-from raygen.api.loading import find_checkpoint
+from raygen.api.loading import find_model
 from raygen.errors import SpecError
 from raygen.preparation import Prepared
 from raygen.queue.job import Request
@@ -41,8 +41,10 @@ def train(
     priority: options.Priority = Request.priority,
     retries: options.Retries = Request.retries,
     node_timeout: options.NodeTimeout = Request.node_timeout_s,
+    time_limit: options.TimeLimit = None,
     detach: options.Detach = False,
     resume: options.Resume = None,
+    force: options.ResumeForce = False,
     dry_run: options.DryRun = False,
     output: options.OutputOption = "table",
     quiet: options.Quiet = False,
@@ -51,11 +53,15 @@ def train(
     """Train one model, on one device or several."""
     settings = options.settings(context.params)
     view = jobs.View(output=output, quiet=quiet, verbose=verbose, detach=detach)
+    limit_s = options.time_limit_s(time_limit)
     site = Site(storage, address)
     if resume is not None:
-        given = {**settings, **({"--spec": spec} if spec else {}), **({"--from": autoencoder} if autoencoder else {})}
-        jobs.resume(resume, "train", model, given, site=site, view=view)
+        others = {option: value for option, value in {"--spec": spec, "--from": autoencoder}.items() if value}
+        given = {**settings, **others, **options.of_new_jobs(context)}
+        jobs.resume(resume, "train", model, given, site=site, force=force, dry_run=dry_run, view=view)
         return
+    if force:
+        raise SpecError("--force goes with --resume")
     if spec is not None and model is not None:
         raise SpecError(f"--spec {spec} says which model to train; leave out {model}")
 
@@ -67,11 +73,19 @@ def train(
         )
         if autoencoder is None:
             return prepared
-        return preparation.start_from(find_checkpoint(autoencoder, storage=storage), prepared)
+        source = find_model(autoencoder, storage=storage)
+        return preparation.start_from(source.name, source.load(), prepared)
 
     jobs.run(
         prepare,
-        jobs.Submission(site=site, name=name, priority=priority, retries=retries, node_timeout_s=node_timeout),
+        jobs.Submission(
+            site=site,
+            name=name,
+            priority=priority,
+            retries=retries,
+            node_timeout_s=node_timeout,
+            time_limit_s=limit_s,
+        ),
         dry_run=dry_run,
         view=view,
     )

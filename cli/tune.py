@@ -109,9 +109,11 @@ def tune(
     priority: options.Priority = Request.priority,
     retries: options.Retries = Request.retries,
     node_timeout: options.NodeTimeout = Request.node_timeout_s,
+    time_limit: options.TimeLimit = None,
     detach: options.Detach = False,
     resume: options.Resume = None,
     extend: Extend = None,
+    force: options.ResumeForce = False,
     dry_run: options.DryRun = False,
     output: options.OutputOption = "table",
     quiet: options.Quiet = False,
@@ -121,19 +123,30 @@ def tune(
     settings = options.settings(context.params)
     varied = options.by_path("--vary", vary or [])
     view = jobs.View(output=output, quiet=quiet, verbose=verbose, detach=detach)
+    limit_s = options.time_limit_s(time_limit)
     site = Site(storage, address)
-    chosen = {**settings, **({"--space": space} if space else {}), **({"--vary": vary} if vary else {})}
+    others = {option: value for option, value in {"--space": space, "--vary": vary}.items() if value}
+    chosen = {**settings, **others, **options.of_new_jobs(context)}
     if extend is not None:
         if resume is not None:
             raise SpecError("--resume and --extend are two ways to go on; type one of them")
-        jobs.extend(extend, model, chosen, site=site, dry_run=dry_run, view=view)
+        jobs.extend(extend, model, chosen, site=site, force=force, dry_run=dry_run, view=view)
         return
     if resume is not None:
-        jobs.resume(resume, "tune", model, chosen, site=site, view=view)
+        jobs.resume(resume, "tune", model, chosen, site=site, force=force, dry_run=dry_run, view=view)
         return
+    if force:
+        raise SpecError("--force goes with --resume and --extend")
     jobs.run(
         lambda: preparation.prepare_search(jobs.named(model), settings, site.capacity(), space=space, vary=varied),
-        jobs.Submission(site=site, name=name, priority=priority, retries=retries, node_timeout_s=node_timeout),
+        jobs.Submission(
+            site=site,
+            name=name,
+            priority=priority,
+            retries=retries,
+            node_timeout_s=node_timeout,
+            time_limit_s=limit_s,
+        ),
         dry_run=dry_run,
         view=view,
     )

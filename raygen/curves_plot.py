@@ -40,7 +40,7 @@ def _draw(axes: Axes, found: Sequence[Group], name: str, against: Against) -> No
         low, high = ([value + sign * width for value, width in zip(mean, spread, strict=True)] for sign in (-1, 1))
         axes.fill_between(costs, low, high, color=colour, alpha=BAND_ALPHA, linewidth=0)
         seeds = f", {len(curves)} seeds" if len(curves) > 1 else ""
-        axes.plot(costs, mean, color=colour, linewidth=2, label=group.name + seeds)
+        axes.plot(costs, mean, color=colour, linewidth=2, label=plotting.plain(group.name) + seeds)
     plotting.limit(axes, seen, direction)
     axes.legend(fontsize=8, framealpha=0.6)
     axes.set(xlabel=LABELS[against], ylabel=f"{metrics.short(name)} {'↑' if direction == 'max' else '↓'}")

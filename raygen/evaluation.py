@@ -91,6 +91,7 @@ class Judge:
         self.dataset = dataset
         self.protocol = protocol
         self._real: dict[int | None, _RealImages] = {}
+        self._made: tuple[TrainedModel, Tensor] | None = None
 
     @torch.no_grad()
     def judge(self, trained: TrainedModel, names: Sequence[str]) -> EvaluationCard:
@@ -131,7 +132,7 @@ class Judge:
         assert model is not None, "a metric that does not suit the model was refused"
         if metric.compare is not None:
             real = self._real_images(trained)
-            made = _features.of_samples(model, real.samples, self.protocol.seed, real.network)
+            made = self._features_of_samples(trained, real)
             enough = min(len(real.features), len(made)) >= FEWEST_TO_GROUP
             return spread.without_each_group(metric.compare, real.features, made) if enough else None
         evidence = self._evidence(trained, self._of_its_class(trained))
@@ -191,7 +192,7 @@ class Judge:
             return {}
         assert trained.prior is not None, "a metric that does not suit the model was refused"
         real, protocol = self._real_images(trained), self.protocol
-        made = _features.of_samples(trained.prior.sampler, real.samples, protocol.seed, real.network)
+        made = self._features_of_samples(trained, real)
         return {
             metric.name: Value(
                 value=_finite(metric.compare(real.features, made)),
@@ -211,6 +212,14 @@ class Judge:
             for metric in chosen
             if metric.compare
         }
+
+    def _features_of_samples(self, trained: TrainedModel, real: _RealImages) -> Tensor:
+        """Features [M, F] of a model's samples; those of the latest model are kept, as `compare` asks twice."""
+        if self._made is None or self._made[0] is not trained:
+            assert trained.prior is not None, "a metric that does not suit the model was refused"
+            made = _features.of_samples(trained.prior.sampler, real.samples, self.protocol.seed, real.network)
+            self._made = trained, made
+        return self._made[1]
 
     def _real_images(self, trained: TrainedModel) -> _RealImages:
         """What the samples of a model are compared with, in the classes that it was trained on."""

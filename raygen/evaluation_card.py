@@ -57,25 +57,33 @@ class EvaluationCard(BaseModel, frozen=True, extra="forbid"):
     values: dict[str, Value]
     left_out: dict[str, str] = {}
 
+    def with_earlier(self, earlier: bytes | None) -> EvaluationCard:
+        """The card with an earlier one's values on the other part, if it is of this model and these images."""
+        splits = {value.split for value in self.values.values()}
+        known = self._values_of(earlier) if earlier is not None else {}
+        kept = {name: value for name, value in known.items() if value.split not in splits}
+        return self.model_copy(update={"values": {**kept, **self.values}})
+
+    def as_bytes(self) -> bytes:
+        """The card as a file."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
     def write(self, folder: Path) -> Path:
         """Write the card into `folder` as evaluation.json, whole or not at all; returns its path, raises RunError.
 
         Values on the other held-out part that an earlier card of this model and these images has stay on it.
         """
         path = folder / CARD
-        splits = {value.split for value in self.values.values()}
-        earlier = self._earlier(path)
-        kept = {name: value for name, value in earlier.items() if value.split not in splits}
-        whole = self.model_copy(update={"values": {**kept, **self.values}})
+        whole = self.with_earlier(path.read_bytes() if path.is_file() else None)
         with files.whole(path) as partial:
-            partial.write_text(whole.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            partial.write_bytes(whole.as_bytes())
         return path
 
-    def _earlier(self, path: Path) -> Mapping[str, Value]:
-        """The values of the card that is there, if it is one of this model and these images."""
+    def _values_of(self, earlier: bytes) -> Mapping[str, Value]:
+        """The values of another card, if it is one of this model and these images."""
         try:
-            card = EvaluationCard.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError):
+            card = EvaluationCard.model_validate_json(earlier)
+        except ValidationError:
             return {}
         ours, theirs = ((each.model, each.digest, each.corruption) for each in (self, card))
         return card.values if ours == theirs else {}

@@ -144,7 +144,7 @@ def save(
     file can be written.
     """
     figure, axes = plotting.panels(1 if sheet is None else 2, PANEL_INCHES)
-    figure.suptitle(title)
+    figure.suptitle(plotting.plain(title))
     left, right, bottom, top = plane.bounds
     _draw_points(axes[0], plane, labels)
     _draw_thumbnails(axes[0], plane, images)

@@ -155,7 +155,7 @@ def read(trained: TrainedModel, path: Path) -> Encoded:
         raise DataError(f"{path} holds no array `latents`: name a .npz file that `raygen encode` has written")
     latents = found["latents"]
     if "weights" in found and str(found["weights"]) != _digest(trained):
-        raise DataError(f"{path} was encoded by a model with other weights: name the run or best/N folder of that one")
+        raise DataError(f"{path} was encoded by a model with other weights: name the run or folder of that one")
     _check(trained, latents, f"{path}: `latents`")
     labels = found.get("labels")
     if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != latents.shape[:1]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -38,9 +39,16 @@ def panels(count: int, size_inches: tuple[float, float] = PANEL_INCHES) -> tuple
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as a PNG file, whole or not at all; raises RunError if none can be written."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name may have letters that no font here has
+        figure.savefig(drawn, format="png")
     with files.whole(path) as partial:
         partial.write_bytes(drawn.getvalue())
+
+
+def plain(text: str) -> str:
+    """A text as it is, for titles and legends: a $ begins no formula, and nothing unprintable is drawn."""
+    return files.printable(text).replace("$", r"\$")
 
 
 def limit(axes: Axes, values: Sequence[float], direction: Literal["min", "max"]) -> tuple[float, float]:

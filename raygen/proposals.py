@@ -18,9 +18,10 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from raygen import metrics, study
 from raygen.models._base import derived_seed
-from raygen.runs import TrialRecord, field_of
+from raygen.record.view import TrialRecord
 from raygen.space import Choice, Distribution, IntUniform, LogUniform, Quantised, Uniform
 from raygen.spec import Settings, TuneSpec
+from raygen.spec.settings import field_of
 
 
 @dataclass(frozen=True, kw_only=True)

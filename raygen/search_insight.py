@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raygen.errors import RECURRING, InputError, RunError
-from raygen.runs import ENDED, Run, Trial, TrialRecord
+from raygen.record.documents import ENDED
+from raygen.record.view import Trial, TrialRecord, View
 from raygen.space import Choice, Distribution
 from raygen.spec import SearchOptions, TuneSpec
 
@@ -60,22 +61,22 @@ class SearchInsight:
         return {**vars(self), "parameters": [parameter.as_json() for parameter in self.parameters]}
 
 
-def of_run(run: Run) -> SearchInsight:
+def of_run(view: View) -> SearchInsight:
     """What a search's ended trials tell, replicates aside; those that diverged before they had a value are the worst.
 
     Raises RunError if the run is no search, too few trials have a value, or all have the same.
     """
-    search = search_of(run)
-    ended = [trial for trial in run.configurations() if trial.status().state in ENDED]
-    ranked = _ranked(run, ended)
+    search = search_of(view)
+    ended = [trial for trial in view.configurations if trial.state in ENDED]
+    ranked = _ranked(view, ended)
     if len(ranked) < FEWEST_TRIALS:
         raise RunError(
-            f"--why takes {FEWEST_TRIALS} ended trials or more, and {run.name} has {len(ranked)}; "
-            f"`raygen tune --extend {run.name} --trials 16` adds some"
+            f"--why takes {FEWEST_TRIALS} ended trials or more, and {view.name} has {len(ranked)}; "
+            f"`raygen tune --extend {view.name} --trials 16` adds some"
         )
     records, ranks = zip(*ranked, strict=True)
     if len(set(ranks)) == 1:
-        raise RunError(f"--why: the ended trials of {run.name} are all alike in {run.objective}; there is no reason")
+        raise RunError(f"--why: the ended trials of {view.name} are all alike in {view.objective}; there is no reason")
     # Optuna is slow to import, and not needed to draw a picture.
     from raygen import study
 
@@ -98,11 +99,11 @@ def of_run(run: Run) -> SearchInsight:
     )
 
 
-def search_of(run: Run) -> SearchOptions:
+def search_of(view: View) -> SearchOptions:
     """The search that a run is; raises RunError if it is a single training."""
-    spec = run.spec()
+    spec = view.spec()
     if not isinstance(spec, TuneSpec):
-        raise RunError(f"{run.name} is one training, and --why tells of a search: name a run of `raygen tune`")
+        raise RunError(f"{view.name} is one training, and --why tells of a search: name a run of `raygen tune`")
     return spec.search
 
 
@@ -120,19 +121,19 @@ def span(distribution: Distribution, values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(value for value in distribution.choice if value in taken)
 
 
-def _ranked(run: Run, trials: Sequence[Trial]) -> list[tuple[TrialRecord, float]]:
+def _ranked(view: View, trials: Sequence[Trial]) -> list[tuple[TrialRecord, float]]:
     """The trials, the best first, each with its rank from 0; equal values have equal ranks.
 
     Without a value, one that diverged is the last, and others are left out. Ranks, as the value of one trial that went
     very wrong would leave no variance for the others.
     """
-    sign = -1 if run.direction == "max" else 1
+    sign = -1 if view.direction == "max" else 1
     scored = []
     for trial in trials:
-        record = trial.record(run.objective)
+        record = trial.record(view.objective)
         if record.objective is not None:
             scored.append((record, sign * record.objective))
-        elif record.state == "finished" or trial.status().cause in GONE_WRONG:
+        elif record.state == "finished" or trial.progress.cause in GONE_WRONG:
             scored.append((record, math.inf))
     scored.sort(key=lambda pair: pair[1])
     order = sorted({score for _, score in scored})

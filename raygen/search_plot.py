@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from raygen import plotting
 from raygen.errors import RunError
 from raygen.metrics import PREFIX
-from raygen.runs import ENDED, Run, Trial, TrialRecord
+from raygen.record.documents import ENDED
+from raygen.record.view import Trial, TrialRecord, View
 from raygen.search_insight import best_trials, span
 from raygen.space import Choice, Distribution, IntUniform
 from raygen.spec import SearchOptions, TuneSpec
@@ -26,33 +27,33 @@ COLOURS = {"finished": "#1c7ed6", "stopped": "#868e96", "failed": "#e03131", "ru
 OTHER_COLOUR = "#868e96"
 
 
-def save(run: Run, path: Path) -> None:
+def save(view: View, path: Path) -> None:
     """Write the picture as a PNG, whole or not at all; raises RunError if no epoch has a value yet, or no file."""
-    plotting.save(_figure(_Drawing(run)), path)
+    plotting.save(_figure(_Drawing(view)), path)
 
 
 class _Drawing:
     """What all panels share: a run's configurations, and their values of the objective."""
 
-    def __init__(self, run: Run) -> None:
-        spec = run.spec()
-        self.run = run
+    def __init__(self, view: View) -> None:
+        spec = view.spec()
+        self.view = view
         self.epochs = spec.training.epochs
         self.search = spec.search if isinstance(spec, TuneSpec) else None
-        self.label = f"{run.objective.removeprefix(PREFIX)} {'↑' if run.direction == 'max' else '↓'}"
-        self.trials = run.configurations()
-        records = [trial.record(run.objective) for trial in self.trials]
-        sign = -1 if run.direction == "max" else 1
+        self.label = f"{view.objective.removeprefix(PREFIX)} {'↑' if view.direction == 'max' else '↓'}"
+        self.trials = view.configurations
+        records = [trial.record(view.objective) for trial in self.trials]
+        sign = -1 if view.direction == "max" else 1
         valued = [record for record in records if record.objective is not None]
         self.valued = sorted(valued, key=lambda record: sign * (record.objective or 0.0))
         self.without_value = [record for record in records if record.objective is None and record.state in ENDED]
         self.states = {record.number: record.state for record in records}
         if not valued:
-            raise RunError(f"{run.name} has no epoch with a value of {run.objective} to draw yet")
+            raise RunError(f"{view.name} has no epoch with a value of {view.objective} to draw yet")
 
     def curve(self, trial: Trial) -> list[tuple[int, float]]:
         """The epochs of a trial, each with its value, if that is finite."""
-        values = [(line["epoch"], line["metrics"][self.run.objective]) for line in trial.epochs()]
+        values = [(each.epoch, each.metrics[self.view.objective]) for each in trial.epochs]
         return [(epoch, value) for epoch, value in values if math.isfinite(value)]
 
     def colour(self, record: TrialRecord) -> str:
@@ -61,7 +62,7 @@ class _Drawing:
 
     def limit(self, axes: Axes, values: Sequence[float]) -> tuple[float, float]:
         """Let all but the worst values of the objective fill the height; returns the lowest and highest in sight."""
-        return plotting.limit(axes, values, self.run.direction)
+        return plotting.limit(axes, values, self.view.direction)
 
 
 def _figure(drawing: _Drawing) -> Figure:
@@ -69,7 +70,7 @@ def _figure(drawing: _Drawing) -> Figure:
     figure, panels = plotting.panels(len(parameters) + 2)
     axes = iter(panels)
     count = len(drawing.trials)
-    figure.suptitle(f"{drawing.run.name}: {count} trial{'' if count == 1 else 's'}")
+    figure.suptitle(f"{drawing.view.name}: {count} trial{'' if count == 1 else 's'}")
     _draw_curves(next(axes), drawing)
     _draw_cost(next(axes), drawing)
     for name, distribution in parameters.items():
@@ -85,7 +86,7 @@ def _draw_curves(axes: Axes, drawing: _Drawing) -> None:
     labels = {f"trial {drawing.valued[0].number}, the best": BEST_COLOUR}
     seen = []
     for record in reversed(drawing.valued):
-        points = drawing.curve(drawing.run.trial(record.number))
+        points = drawing.curve(drawing.view.trial(record.number))
         seen += [value for _, value in points]
         is_best = record is drawing.valued[0]
         width, alpha = (2.2, 1.0) if is_best else (1.0, 0.7)
@@ -112,7 +113,7 @@ def _rungs(search: SearchOptions, epochs: int) -> list[tuple[int, str]]:
 
 def _draw_cost(axes: Axes, drawing: _Drawing) -> None:
     """The best value so far against the epochs trained till then, had the trials been run one after another."""
-    pick = max if drawing.run.direction == "max" else min
+    pick = max if drawing.view.direction == "max" else min
     costs: list[float] = []
     reached: list[float] = []
     first, trained = 0, 0
@@ -121,7 +122,7 @@ def _draw_cost(axes: Axes, drawing: _Drawing) -> None:
             reached.append(pick(value, reached[-1]) if reached else value)
             costs.append((trained + epoch) / drawing.epochs)
         first = first or len(reached)
-        trained += max((line["epoch"] for line in trial.epochs()), default=0)
+        trained += max((each.epoch for each in trial.epochs), default=0)
     axes.step(costs, reached, where="post", color=BEST_COLOUR, linewidth=2.2)
     drawing.limit(axes, reached[first - 1 :] if reached[first - 1] != reached[-1] else reached)
     axes.set_xlim(left=0)
@@ -137,7 +138,7 @@ def _draw_parameter(axes: Axes, drawing: _Drawing, name: str, distribution: Dist
     best = span(distribution, [record.parameters[name] for record in best_trials(records)])
     position = _prepare_axis(axes, distribution, best)
     low, high = drawing.limit(axes, [record.objective for record in records if record.objective is not None])
-    worst = low if drawing.run.direction == "max" else high
+    worst = low if drawing.view.direction == "max" else high
     for record in reversed(records):
         value, colour = record.objective or 0.0, drawing.colour(record)
         inside = min(max(value, low), high)

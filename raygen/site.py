@@ -1,20 +1,21 @@
-"""Where jobs go: a storage folder with its queue, and a cluster.
+"""Where jobs go: a storage with its queue, and a cluster.
 
 Nothing here imports torch or Ray before a job is queued.
 """
 
 from __future__ import annotations
 
-import getpass
-import re
-import shutil
+import contextlib
 import time
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raygen import data, submission
 from raygen.capacity import LOST_FOR_S, Capacity, OnDemand
+from raygen.data.progress import OnProgress, silent
 from raygen.errors import (
     ClusterUnreachableError,
     JobError,
@@ -23,38 +24,52 @@ from raygen.errors import (
     ResourceError,
     RunError,
     RunInterruptedError,
+    StorageError,
 )
+from raygen.patience import Patience
 from raygen.preparation import Prepared, extended
-from raygen.queue.job import ACTIVE, ENDED, RETRIED, Job, Request, State
-from raygen.runs import Run, default_storage
+from raygen.queue import changes
+from raygen.queue.job import (
+    ACTIVE,
+    ENDED,
+    EVERYBODY,
+    UNFINISHED,
+    Attempt,
+    Event,
+    Job,
+    JobState,
+    Request,
+    check_time_limit,
+)
+from raygen.record import ranking
+from raygen.record.log import LogTail as LogTail
+from raygen.record.lookout import look_every_s
+from raygen.record.run import Run, check_name
+from raygen.report import Report
+from raygen.storage import Storage, default_storage
 
 if TYPE_CHECKING:
-    from raygen.cluster.service import Service
+    from raygen.cluster.service import Ended, Service
     from raygen.queue.policy import Cluster
     from raygen.queue.store import Store
+    from raygen.spec import TuneSpec
 
 POLL_EVERY_S = 0.25
 
 
 class Site:
-    """Where jobs go: a storage folder with its queue, and a cluster."""
+    """Where jobs go: a storage with its queue, and a cluster."""
 
-    def __init__(self, storage: Path | None = None, address: str | None = None, *, create: bool = False) -> None:
+    def __init__(self, storage: str | Path | None = None, address: str | None = None, *, create: bool = False) -> None:
         """Open the queue; one that was never made is made only with `create`, or when a job is queued.
 
-        Raises QueueError where it cannot be used, RunError where the storage is no folder, and ResourceError where
-        `address` is no dashboard's address.
+        Raises QueueError and ServiceError if it cannot be used, InputError if `storage` is no storage's address, and
+        ResourceError if `address` is no dashboard's.
         """
         from raygen.cluster.session import dashboard_address
         from raygen.queue.store import Store
 
-        place = storage or default_storage()
-        if re.match(r"[a-z][a-z0-9+.-]+:/", str(place)):
-            raise RunError(
-                f"--storage {place} is an object store's address; runs need a folder that every node sees at the same "
-                "path: NFS, EFS, Filestore, or the bucket mounted"
-            )
-        self.storage = place.expanduser().absolute()
+        self.storage = Storage(storage or default_storage())
         self.store: Store = Store.open(self.storage, create=create)
         self._address = dashboard_address(address)
 
@@ -70,9 +85,19 @@ class Site:
         return self.service.capacity(self.store)
 
     @property
+    def address(self) -> str:
+        """The storage in a few words."""
+        return self.storage.name.rstrip("/")
+
+    @property
+    def look_every_s(self) -> float:
+        """Seconds between two looks at runs by whoever looks again and again."""
+        return look_every_s(self.storage)
+
+    @property
     def place(self) -> str:
         """The cluster in words."""
-        from raygen.queue.store import place
+        from raygen.queue.claims import place
 
         return place(self.service.cluster)
 
@@ -101,16 +126,18 @@ class Site:
             "cpus": sum(node.cpus for node in nodes) if cluster.capacity else None,
             "gpus_in_use": sum(sum(job.places.values()) * job.gpus_each for job in active),
             "cpus_in_use": sum(sum(job.places.values()) * job.cpus_each for job in active),
-            "unreachable_since": cluster.unreachable_since,
-            "problem": cluster.problem,
+            **{key: getattr(cluster, key) for key in ("name", "unreachable_since", "problem", "held_at", "held_by")},
             "dispatchers": [
-                {"host": each.host, "pid": each.pid, "alive": self.service.works(each)}
+                {
+                    **{"host": each.host, "pid": each.pid, "user": each.user, "alive": self.service.runs(each)},
+                    "away": each.away.get(self.storage.url, ""),
+                }
                 for each in self.store.dispatchers()
                 if each.cluster == cluster.name
             ],
             "ends_when_idle": self.service.ends_when_idle(),
             "queue": self.store.address,
-            "storage": str(self.storage),
+            "storage": self.storage.url,
             "jobs": {str(state): number for state, number in self.store.count().items()},
         }
 
@@ -119,10 +146,11 @@ class Site:
         cluster = self.store.cluster(self.service.cluster)
         if cluster.has_dispatcher or self.service.address is None:
             return cluster
+        now = self.store.seconds_since(0.0)
         try:
             return replace(cluster, capacity=self.capacity(), unreachable_since=None, problem="")
         except ClusterUnreachableError as error:
-            return replace(cluster, unreachable_since=cluster.unreachable_since or time.time(), problem=str(error))
+            return replace(cluster, unreachable_since=cluster.unreachable_since or now, problem=str(error))
 
     def declare_on_demand(self, on_demand: OnDemand | None) -> None:
         """Have jobs planned for nodes that the cluster's autoscaler can add; None: for none such.
@@ -146,42 +174,37 @@ class Site:
         priority: int = Request.priority,
         retries: int = Request.retries,
         node_timeout_s: float | None = Request.node_timeout_s,
+        time_limit_s: float | None = Request.time_limit_s,
+        on_progress: OnProgress = silent,
     ) -> Job:
-        """Make the run folder, queue the job, and see to it that a dispatcher will start it.
+        """Send images along if need be, make the run, queue the job, and see to it that a dispatcher will start it.
 
-        Raises RunError where the folder cannot be made, JobError where the name is taken, ResourceError where a
-        node of the cluster cannot run jobs, and ServiceError where no dispatcher starts (the job is queued then).
+        Raises StorageError if the storage cannot hold runs, RunError or JobError if the name is taken, SpecError if
+        the time limit is none, ResourceError if a node of the cluster cannot run jobs, and ServiceError if no
+        dispatcher starts (the job is queued then).
         """
         from raygen.queue.store import Store
 
+        check_name(name)
+        check_time_limit(time_limit_s)
+        self.service.check_storage()
         self.service.check_nodes()
-        run = Run.create(
-            self.storage,
-            prepared.kind,
-            prepared.spec,
-            prepared.plan,
-            prepared.direction,
-            name=name,
-            warm_weights=prepared.warm_weights,
-        )
         self.store = Store.open(self.storage)
-        job = self.store.submit(
-            Request(
-                name=run.name,
-                folder=str(run.folder),
-                kind=prepared.kind,
-                model=prepared.spec.model.name,
-                data=prepared.spec.data.source,
-                user=getpass.getuser(),
-                cluster=self.service.cluster,
-                priority=priority,
-                retries=retries,
-                node_timeout_s=node_timeout_s,
-                processes=prepared.plan.processes,
-                fewest_processes=prepared.plan.fewest_processes,
-                gpus_each=prepared.plan.gpus_per_worker,
-                cpus_each=prepared.plan.cpus_per_worker,
-            )
+        submission.check_kept(self.store, self.storage)
+        submission.check_free(self.store, name)  # before images are sent along
+        options = prepared.spec.data
+        travels = data.travels(options, self.service.address)
+        job = submission.submit(
+            self.store,
+            self.storage,
+            prepared,
+            name=name,
+            data=data.upload(self.storage, options, on_progress=on_progress) if travels else None,
+            cluster=self.service.cluster,
+            priority=priority,
+            retries=retries,
+            node_timeout_s=node_timeout_s,
+            time_limit_s=time_limit_s,
         )
         self.service.ensure(self.store)
         return job
@@ -189,13 +212,12 @@ class Site:
     def retry(self, job: Job) -> Job:
         """Queue a failed or cancelled job again; trials that failed go on too.
 
-        Raises JobError for any other, and RunError if an earlier version made its run.
+        Raises JobError for any other, and SpecError if its training cannot go on any more.
         """
-        if job.state not in RETRIED:
-            raise JobError(f"{job.name} is {job.state}; only a failed or cancelled job can be tried again")
-        run = Run(Path(job.folder))
-        run.check_goes_on()
-        run.reopen()
+        changes.check(job, "retry")
+        run = self.run_of(job)
+        run.look().spec().check_trainable()
+        run.request(reopens=True)
         queued = self.store.retry(job)
         self.tend(queued)
         return queued
@@ -203,60 +225,174 @@ class Site:
     def extend(self, job: Job, *, trials: int | None = None, epochs: int | None = None) -> Job:
         """Queue a finished search again, for so many trials in all, or epochs of each trial.
 
-        Raises JobError where the job has not succeeded, RunError if an earlier version made its run, and SpecError
-        where it is no search or cannot be extended so.
+        Raises JobError if the job has not succeeded, and SpecError if it is no search or cannot be extended so.
         """
-        run = Run(Path(job.folder))
-        # A driver of an earlier attempt that is still ending writes there too.
-        with run.lock():
-            run.extend(extended(job, trials=trials, epochs=epochs))
+        run = self.run_of(job)
+        run.request(reopens=False, spec=extended(job, run.look(), trials=trials, epochs=epochs))
         queued = self.store.extend(job)
         self.tend(queued)
         return queued
 
+    def extended_spec(self, job: Job, *, trials: int | None = None, epochs: int | None = None) -> TuneSpec:
+        """The spec that `extend` would go on with; raises as it does."""
+        return extended(job, self.run_of(job).look(), trials=trials, epochs=epochs)
+
     def tend(self, job: Job) -> None:
-        """See to it that a dispatcher works for the job's cluster, where this machine is the one to do so."""
+        """See to it that a dispatcher works for the job, where this machine and this user are the ones to do so."""
         from raygen.cluster.service import Service
 
+        if self.service.user not in (EVERYBODY, job.user):
+            return
         if job.cluster == self.service.cluster:
             self.service.ensure(self.store)
         elif "://" in job.cluster:
             Service(self.storage, job.cluster).ensure(self.store)
 
-    def cancel(self, job: Job) -> Job:
-        """End a job, soon; raises JobError where it has ended."""
-        cancelled = self.store.cancel(job)
+    def cancel(self, job: Job, *, among: Collection[JobState] = UNFINISHED) -> Job:
+        """End a job, soon; raises JobError if it has ended, or is in none of the states that are meant."""
+        cancelled = self.store.cancel(job, among=among)
         if cancelled.state not in ENDED:
             self.tend(job)
         return cancelled
 
     def remove(self, job: Job) -> None:
-        """Forget a job that has ended and delete its run folder; raises JobError where it has not ended."""
-        if self.store.get(job.id).state not in ENDED:
-            raise JobError(f"{job.name} is {job.state}; `raygen cancel {job.name}` ends it first")
-        # The folder first: where that fails, the job can still be removed again.
-        try:
-            shutil.rmtree(job.folder)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise RunError(f"cannot remove {job.folder}: {error.strerror}") from error
+        """Forget a job that has ended and remove its run; raises JobError if it goes on, or did since it was seen."""
+        changes.check_unchanged(job, self.store.get(job.id))
+        changes.check(job, "remove")
+        # The run first: if that fails, the job can still be removed again.
+        self.run_of(job).remove()
         self.store.remove(job)
 
     def wait(self, job: Job) -> Run:
-        """Wait for the job's end; raises what it ended with, unless it succeeded."""
-        while (job := self.store.get(job.id)).state not in ENDED:
-            self.tend(job)
+        """Wait for the job's end, through outages; raises what it ended with, unless it succeeded."""
+        patience = Patience(self.storage)
+        while (job := patience.ask(partial(self.now, job))).state not in ENDED:
+            patience.ask(partial(self.tend, job))
             time.sleep(POLL_EVERY_S)
-        check(job)
-        return Run(Path(job.folder))
+        self.check(job)
+        return self.run_of(job)
+
+    def check(self, job: Job) -> None:
+        """Raise what an ended job ended with, unless it succeeded."""
+        if job.state is JobState.CANCELLED:
+            raise RunInterruptedError(
+                f"{job.name} was cancelled: {job.reason}; `raygen retry {job.name}` goes on with it"
+            )
+        if job.state is JobState.FAILED:
+            failure: RaygenError = JobFailedError(f"{job.name} failed: {job.reason}")
+            with contextlib.suppress(RunError, StorageError):
+                failure.exit_code = self.run_of(job).look().status.exit_code or failure.exit_code
+            raise failure
+
+    def wait_until_ended(self) -> None:
+        """Wait a while for a background that ends when no job is left, if none is."""
+        self.service.wait_until_ended(self.store)
+
+    # What people look at
+
+    def find(self, name: str) -> Job:
+        """The job of that name, or whose name alone begins so; raises JobError if there is none or several."""
+        return self.store.find(name)
+
+    def now(self, job: Job) -> Job:
+        """The job as it is now; raises JobError if it was removed."""
+        return self.store.get(job.id)
+
+    def jobs(
+        self, *, states: Collection[JobState] = (), user: str | None = None, limit: int | None = None
+    ) -> Sequence[Job]:
+        """Jobs, the newest first."""
+        return self.store.list(states=states, user=user, limit=limit)
+
+    def reasons(self, jobs: Sequence[Job]) -> dict[int, str]:
+        """Why each of these jobs waits, by id; active ones have a reason if nobody looks after them."""
+        return self.store.reasons(jobs)
+
+    def best_value(self, job: Job) -> float | None:
+        """The best value of the objective so far; of a job that has ended the queue knows it.
+
+        Raises RunError and StorageError if it must be read and cannot.
+        """
+        if job.state in ENDED or job.attempt == 0:
+            return job.best_value
+        return ranking.best_value(self.run_of(job).look())
+
+    def time_left_s(self, jobs: Sequence[Job]) -> dict[int, float]:
+        """Seconds that jobs with a time limit may still run, by id."""
+        now = self.store.seconds_since(0.0) if any(job.time_limit_s for job in jobs) else 0.0
+        return {job.id: left_s for job in jobs if (left_s := job.time_left_s(now)) is not None}
+
+    def events(self, job: Job) -> Sequence[Event]:
+        """What happened to a job, the oldest first."""
+        return self.store.events(job)
+
+    def set_priority(self, job: Job, priority: int) -> Job:
+        """Change a job's place in the queue; raises JobError if it has ended."""
+        return self.store.set_priority(job, priority)
+
+    def hold(self, job: Job) -> Job:
+        """Keep a waiting job from being started; raises JobError if it does not wait."""
+        return self.store.hold(job)
+
+    def release(self, job: Job) -> Job:
+        """Let a held job start again; raises JobError if it has ended."""
+        return self.store.release(job)
+
+    def run_of(self, job: Job) -> Run:
+        """The run of a job, which may be in another storage than this one."""
+        return Run(self.storage if job.storage == self.storage.url else Storage(job.storage), job.name)
+
+    def report(self, run: Run) -> Report:
+        """A run as it is shown to people, as it is now; raises RunError if it is damaged."""
+        return Report(run.look(), run.address)
+
+    def log(self, job: Job, *, skip: bool = False) -> LogTail:
+        """What a job's processes printed, from the beginning or with `skip` from now on."""
+        return LogTail(Storage(job.storage), job.name, skip=skip)
+
+    def history(self, name: str) -> History:
+        """A run and what the queue knows of it, if it does; raises RunError if there is no such run."""
+        try:
+            job = self.store.find(name)
+        except JobError:
+            return History(run=Run.open(name, self.storage))
+        return History(
+            run=self.run_of(job),
+            job=job,
+            reason=self.reasons([job]).get(job.id, job.reason),
+            events=self.store.events(job),
+            attempts=self.store.attempts(job),
+        )
+
+    # What runs in the background of this machine
+
+    @property
+    def queue_address(self) -> str:
+        """Where the queue is, without a password."""
+        return self.store.address
+
+    def up(self, capacity: Capacity, *, all_users: bool = False) -> None:
+        """Start this machine's head and dispatcher to stay, for one's own jobs or everybody's.
+
+        Raises ServiceError if they do not start.
+        """
+        self.service.up(self.store, capacity, all_users=all_users)
+
+    def down(self) -> Ended:
+        """End what runs in the background on this machine."""
+        return self.service.down(self.store)
+
+    def dispatch(self, *, all_users: bool = False) -> None:
+        """Dispatch one's own jobs, or everybody's, in this process until it is asked to end."""
+        self.service.dispatch(self.store, background=False, all_users=all_users)
 
 
-def check(job: Job) -> None:
-    """Raise what an ended job ended with, unless it succeeded."""
-    if job.state is State.CANCELLED:
-        raise RunInterruptedError(f"{job.name} was cancelled; `raygen retry {job.name}` goes on with it")
-    if job.state is State.FAILED:
-        failure: RaygenError = JobFailedError(f"{job.name} failed: {job.reason}")
-        failure.exit_code = Run(Path(job.folder)).status().exit_code or failure.exit_code
-        raise failure
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """A run, and what happened to its job if the queue knows it."""
+
+    run: Run
+    job: Job | None = None
+    reason: str = ""
+    events: Sequence[Event] = ()
+    attempts: Sequence[Attempt] = ()

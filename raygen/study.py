@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from raygen.space import Choice, Distribution, IntUniform, LogUniform, Quantised, Space, Uniform
 
 if TYPE_CHECKING:
-    from raygen.runs import TrialRecord
+    from raygen.record.view import TrialRecord
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:

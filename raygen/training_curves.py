@@ -16,7 +16,9 @@ import numpy as np
 from raygen import metrics
 from raygen.errors import Ailment, SpecError
 from raygen.metrics import Direction
-from raygen.runs import Run, Trial
+from raygen.record import ranking
+from raygen.record.documents import EpochRecord
+from raygen.record.view import Trial, View
 
 Against = Literal["epoch", "time", "images"]
 GRID_POINTS = 200
@@ -25,11 +27,11 @@ GRID_POINTS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One training: its seed, its epochs as the run folder has them, and what ailed it, if something did."""
+    """One training: its seed, its epochs as the record has them, and what ailed it, if something did."""
 
     seed: int
     batch_size: int
-    epochs: Sequence[dict[str, Any]]
+    epochs: Sequence[EpochRecord]
     ailment: Ailment | None
 
     def points(self, metric: str, against: Against) -> tuple[list[float], list[float]]:
@@ -37,11 +39,11 @@ class Curve:
 
         Costs are epochs, seconds of training, or images that the training has seen.
         """
-        known = [line for line in self.epochs if math.isfinite(line["metrics"].get(metric, math.nan))]
-        return [self._cost(line, against) for line in known], [line["metrics"][metric] for line in known]
+        known = [line for line in self.epochs if math.isfinite(line.metrics.get(metric, math.nan))]
+        return [self._cost(line, against) for line in known], [line.metrics[metric] for line in known]
 
-    def _cost(self, line: dict[str, Any], against: Against) -> float:
-        costs = {"epoch": line["epoch"], "time": line["train_s"], "images": line["step"] * self.batch_size}
+    def _cost(self, line: EpochRecord, against: Against) -> float:
+        costs = {"epoch": line.epoch, "time": line.train_s, "images": line.step * self.batch_size}
         return float(costs[against])
 
 
@@ -93,7 +95,7 @@ class Stability:
         return asdict(self)
 
 
-def groups(runs: Iterable[Run], against: Against) -> list[Group]:
+def groups(views: Iterable[View], against: Against) -> list[Group]:
     """The trainings of these runs by their configuration, in the runs' order; of a search its best one's.
 
     Each group is called as its family is, or as its first run is if several groups are of one family.
@@ -101,21 +103,21 @@ def groups(runs: Iterable[Run], against: Against) -> list[Group]:
     found: dict[str, list[Curve]] = {}
     names: dict[str, str] = {}
     families: dict[str, str] = {}
-    for run in runs:
-        for trial in _trainings(run):
+    for view in views:
+        for trial in _trainings(view):
             spec = trial.spec()
             # What it was trained on cannot change a result, but how long it took.
             devices = spec.resources.model_dump_json() if against == "time" else ""
             key = f"{spec.configuration()} {devices}"
-            ailment = trial.status().cause
+            ailment = trial.progress.cause
             curve = Curve(
                 seed=spec.seed,
                 batch_size=spec.training.batch_size,
-                epochs=trial.epochs(),
+                epochs=trial.epochs,
                 ailment=ailment if ailment in get_args(Ailment) else None,  # type: ignore[arg-type]
             )
             found.setdefault(key, []).append(curve)
-            names.setdefault(key, run.name)
+            names.setdefault(key, view.name)
             families[key] = spec.model.name
     once = {family for family in families.values() if list(families.values()).count(family) == 1}
     return [
@@ -124,18 +126,18 @@ def groups(runs: Iterable[Run], against: Against) -> list[Group]:
     ]
 
 
-def _trainings(run: Run) -> list[Trial]:
+def _trainings(view: View) -> list[Trial]:
     """A training's only trial; a search's best configuration, and it on fresh seeds."""
-    best = next((record for record in run.records() if record.replicate_of is None), None)
+    best = next((record for record in ranking.records(view) if record.replicate_of is None), None)
     if best is None:
         return []
-    original = run.trial(best.number)
-    return [original, *run.replicates(original)]
+    original = view.trial(best.number)
+    return [original, *view.replicates(original)]
 
 
 def known_metrics(found: Sequence[Group], wanted: Sequence[str]) -> list[str]:
     """Those of the wanted metrics that some training wrote down; raises SpecError naming those there are if none."""
-    told = {name for group in found for curve in group.curves for line in curve.epochs for name in line["metrics"]}
+    told = {name for group in found for curve in group.curves for line in curve.epochs for name in line.metrics}
     known = [name for name in wanted if name in told]
     if known:
         return known

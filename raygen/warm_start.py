@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from raygen.data import Dataset
 from raygen.errors import RunError, SpecError
 from raygen.models._base import GaussianEncoder, Model, Reconstructor
 from raygen.models._options import ModelOptions
+from raygen.results import TrainedModel
 from raygen.spec import TrainSpec, WarmStart
 from raygen.training import checkpoint
 
@@ -31,34 +31,33 @@ CHUNK_IMAGES = 500
 UNIFORM_STD = 1 / math.sqrt(3)  # of numbers uniform in (-1, 1)
 
 
-def from_decoder(place: Path, spec: TrainSpec, dataset: Dataset) -> tuple[TrainSpec, bytes]:
-    """The spec of a GAN that starts from the autoencoder in `place`, and the weights that it begins with, safetensors.
+def from_decoder(name: str, source: TrainedModel, spec: TrainSpec, dataset: Dataset) -> tuple[TrainSpec, bytes]:
+    """The spec of a GAN that starts from the autoencoder of that name, and its first weights, safetensors.
 
     The codes are those of the data set's training images. Raises SpecError if generator and decoder are not built
     alike, or images are of another shape; RunError without an autoencoder, or for codes that are not finite.
     """
     if spec.model.name != "gan":
         raise SpecError(f"--from is for gan, whose generator begins as a decoder; leave it out with {spec.model.name}")
-    source = results.load(place)
     decoder = getattr(source.model, "decoder", None)
     if not isinstance(decoder, nn.Sequential):
-        raise RunError(f"{place} holds a model of {source.spec.model.name}; --from takes a run of ae, vae or vaegan")
+        raise RunError(f"{name} holds a model of {source.spec.model.name}; --from takes a run of ae, vae or vaegan")
     results.check_shape(source, dataset)
-    _check_form(spec.model, source.spec.model, place)
+    _check_form(spec.model, source.spec.model, name)
     mean, covariance = _moments(source.model, dataset.train.images[:MOST_IMAGES])
     if not covariance.isfinite().all():
-        raise RunError(f"{place}: its codes are not finite, and so have no moments: train with a lower --lr")
+        raise RunError(f"{name}: its codes are not finite, and so have no moments: train with a lower --lr")
     root = _square_root(covariance) / (UNIFORM_STD if spec.model.prior_name == "uniform" else 1.0)
     weights = save(_folded(decoder, mean, root))
     start = WarmStart(
-        source=str(place),
+        source=name,
         configuration=checkpoint.digest(source.spec.configuration().encode()),
         digest=checkpoint.digest(weights),
     )
     return spec.warm_started(start), weights
 
 
-def _check_form(own: ModelOptions, source: ModelOptions, place: Path) -> None:
+def _check_form(own: ModelOptions, source: ModelOptions, name: str) -> None:
     """Raise SpecError that says what to set for the generator to be built like the decoder."""
     had = _form(own)
     lacking = {path: value for path, value in _form(source).items() if had.get(path) != value}
@@ -68,7 +67,7 @@ def _check_form(own: ModelOptions, source: ModelOptions, place: Path) -> None:
             for path, value in lacking.items()
         )
         raise SpecError(
-            f"the generator is not built like the decoder in {place}: type "
+            f"the generator is not built like the decoder in {name}: type "
             + " ".join(f"--set {setting}" for setting in settings)
         )
 

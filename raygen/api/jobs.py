@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raygen.api.loading import find_checkpoint
+from raygen.api.loading import find_model
 from raygen.preparation import Prepared, check_data, prepare_search, prepare_training, start_from
-from raygen.runs import Run
+from raygen.record.run import Run
 from raygen.site import Site
 
 if TYPE_CHECKING:
@@ -20,18 +20,21 @@ def train(
     settings: Settings | None = None,
     *,
     autoencoder: str | Path | None = None,
-    storage: Path | None = None,
+    storage: str | Path | None = None,
     address: str | None = None,
+    time_limit_s: float | None = None,
 ) -> Run:
     """Train `model` with some fields of its spec set, and wait; raises what the job ended with unless it succeeded.
 
     A gan's generator begins as the decoder of `autoencoder`, a run's name or whatever else `load` takes, if given.
+    After running for `time_limit_s`, if given, the job ends with a checkpoint: its last one if the storage is away.
     """
     site = Site(storage, address)
     prepared = prepare_training(model, settings or {}, site.capacity())
     if autoencoder is not None:
-        prepared = start_from(find_checkpoint(autoencoder, storage=storage), prepared)
-    return _to_the_end(site, prepared)
+        source = find_model(autoencoder, storage=storage)
+        prepared = start_from(source.name, source.load(), prepared)
+    return _to_the_end(site, prepared, time_limit_s)
 
 
 def tune(
@@ -40,20 +43,23 @@ def tune(
     *,
     space: str | None = None,
     vary: Mapping[str, str] | None = None,
-    storage: Path | None = None,
+    storage: str | Path | None = None,
     address: str | None = None,
+    time_limit_s: float | None = None,
 ) -> Run:
     """Search over `space` (a name or a TOML file; the model's own unless given), and wait; raises like `train`.
 
-    `vary` makes a space of its own: {"model.latent_dim": "4,8,16", "optimizer.lr": "1e-4..1e-2"}.
+    `vary` makes a space of its own: {"model.latent_dim": "4,8,16", "optimizer.lr": "1e-4..1e-2"}. `time_limit_s` is
+    that of `train`.
     """
     site = Site(storage, address)
-    return _to_the_end(site, prepare_search(model, settings or {}, site.capacity(), space=space, vary=vary))
+    prepared = prepare_search(model, settings or {}, site.capacity(), space=space, vary=vary)
+    return _to_the_end(site, prepared, time_limit_s)
 
 
-def _to_the_end(site: Site, prepared: Prepared) -> Run:
+def _to_the_end(site: Site, prepared: Prepared, time_limit_s: float | None) -> Run:
     check_data(prepared)
     try:
-        return site.wait(site.submit(prepared))
+        return site.wait(site.submit(prepared, time_limit_s=time_limit_s))
     finally:
-        site.service.wait_until_ended(site.store)
+        site.wait_until_ended()

@@ -10,7 +10,7 @@ from raygen.api.loading import ModelPlace, load, load_images, loaded, with_prior
 from raygen.errors import SpecError
 from raygen.metrics import PREFIX
 from raygen.protocol import FittedPrior, Protocol
-from raygen.runs import Run
+from raygen.record.run import Run
 
 if TYPE_CHECKING:
     from raygen.comparison import Comparison
@@ -29,7 +29,7 @@ def evaluate(
     data: str | None = None,
     data_root: Path | None = None,
     image_size: int | None = None,
-    storage: Path | None = None,
+    storage: str | Path | None = None,
 ) -> EvaluationCard:
     """Judge a model by the named metrics, or by all that suit it, on images that its training has not seen.
 
@@ -50,7 +50,7 @@ def compare(
     metrics: Sequence[str] = RANKING_METRICS,
     prior: FittedPrior | None = None,
     components: int | None = None,
-    storage: Path | None = None,
+    storage: str | Path | None = None,
 ) -> Comparison:
     """Rank the best models of runs on the same metrics, images, samples and seed; the first metric decides.
 

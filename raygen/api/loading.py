@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from raygen import files
-from raygen.errors import SpecError
+from raygen.errors import RunError, SpecError
 from raygen.preparation import with_absolute_paths
 from raygen.protocol import COMPONENTS, FittedPrior
-from raygen.runs import CHECKPOINT, Run, default_storage
+from raygen.record.run import WEIGHTS, Run, is_run_folder
+from raygen.storage import Storage, default_storage
 
 if TYPE_CHECKING:
     from raygen.data import Dataset, Split
@@ -21,7 +23,7 @@ BEST_PLACE = r"[1-9]\d*"
 """The name of a folder of one of the best models."""
 
 ModelPlace: TypeAlias = str | Path | Run
-"""A run or its name or folder, a best/N folder, or a .safetensors file with its spec.json."""
+"""A run or its name, RUN/best/N, a folder as `raygen get` makes them, or a .safetensors file with its spec.json."""
 
 
 def load(
@@ -29,19 +31,17 @@ def load(
     *,
     prior: FittedPrior | None = None,
     components: int | None = None,
-    storage: Path | None = None,
+    storage: str | Path | None = None,
 ) -> TrainedModel:
-    """The best model of a run, or the one in a best/N folder or a .safetensors file.
+    """The best model of a run, or another that RUN/best/2, a folder of `raygen get` or a .safetensors file names.
 
     `prior="gmm"` fits a mixture of so many Gaussians over its latents, from which it is then sampled. Raises RunError
     if there is no model or it has no encoder to fit a prior with, CheckpointError if its files are damaged.
     """
-    from raygen import results
-
-    return with_prior(results.load(find_checkpoint(place, storage=storage)), prior, components)
+    return with_prior(find_model(place, storage=storage).load(), prior, components)
 
 
-def loaded(model: ModelPlace | TrainedModel, storage: Path | None = None) -> TrainedModel:
+def loaded(model: ModelPlace | TrainedModel, storage: str | Path | None = None) -> TrainedModel:
     """The model itself, or the one that `load` finds."""
     return load(model, storage=storage) if isinstance(model, str | Path | Run) else model
 
@@ -63,31 +63,96 @@ def with_prior(trained: TrainedModel, prior: FittedPrior | None, components: int
     return priors.with_mixture(trained, load_images(trained), COMPONENTS if components is None else components)
 
 
-def find_checkpoint(place: ModelPlace, *, storage: Path | None = None) -> Path:
-    """Where the best model of a run is, or the best/N folder or .safetensors file itself; raises RunError."""
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a trained model is: one of the best of a run, or files in a folder."""
+
+    name: str
+    run: Run | None = None
+    place: int = 1
+    path: Path | None = None
+
+    def load(self) -> TrainedModel:
+        """The model; raises RunError if there is none, CheckpointError if its files are damaged."""
+        from raygen import results
+
+        if self.run is not None:
+            return results.of_run(self.run, self.place)
+        assert self.path is not None
+        return results.load(self.path)
+
+    def check_writable(self, name: str) -> None:
+        """Raise RunError if no file of that name can be kept beside the model."""
+        if self.path is not None:
+            files.check_writable(self._folder / name)
+
+    def read(self, name: str) -> bytes | None:
+        """A file beside the model; None if there is none."""
+        if self.run is not None:
+            return self.run.best_files(self.place).get(name)
+        path = self._folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    def write(self, name: str, content: bytes) -> str:
+        """Keep a file beside the model; returns in words where. Raises RunError and StorageError."""
+        if self.run is not None:
+            self.run.put_beside_best(name, content, self.place)
+            return f"{self.run.name}/best/{self.place}"
+        with files.whole(self._folder / name) as partial:
+            partial.write_bytes(content)
+        return str(self._folder / name)
+
+    @property
+    def _folder(self) -> Path:
+        assert self.path is not None
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+def find_model(place: ModelPlace, *, storage: str | Path | None = None) -> ModelSource:
+    """Where a model is that is named by its run, RUN/best/N, a folder of `raygen get` or a .safetensors file.
+
+    Raises RunError if there is no such run.
+    """
     if isinstance(place, Run):
-        return place.best()
+        return ModelSource(place.name, run=place)
     path = Path(place)
-    if path.suffix == ".safetensors" and path.is_file():
-        return path
-    if (path / CHECKPOINT).is_file():
-        return path
-    return Run.open(str(place), Path(storage or default_storage())).best()
+    if (path.suffix == ".safetensors" and path.is_file()) or (path / WEIGHTS).is_file():
+        return ModelSource(str(place), path=path)
+    name, _, number = str(place).partition("/best/")
+    if number and not re.fullmatch(BEST_PLACE, number):
+        raise RunError(f"{place}: the best models of a run are {name}/best/1, {name}/best/2 and so on")
+    try:
+        run = find_run(name, storage)
+    except RunError:
+        if not path.is_dir() or is_run_folder(path):
+            raise
+        raise RunError(
+            f"{place} holds no model, and no run is called so: name one that `raygen get` has made, such as {place}/1"
+        ) from None
+    # A beginning of its name was enough to find it; what keeps where a model came from keeps all of it.
+    return ModelSource(f"{run.name}/best/{number}" if number else run.name, run=run, place=int(number or 1))
 
 
-def copy_best(run_or_path: str | Path, folder: Path, *, replace: bool = False, storage: Path | None = None) -> Run:
-    """Copy a run's best/1 … best/k to folder/1 … folder/k, all of them or none, and return the run.
+def find_run(name: str, storage: str | Path | None = None) -> Run:
+    """The run of that name or unambiguous beginning of a name; raises RunError if there is none."""
+    return Run.open(name, Storage(storage or default_storage()))
+
+
+def copy_best(name: str, folder: Path, *, replace: bool = False, storage: str | Path | None = None) -> tuple[Run, int]:
+    """Copy a run's best models to folder/1 … folder/k, all of them or none; returns the run, and how many they are.
 
     `replace` removes the models that such a copy has left there. Raises RunError if there is no run or best model, or
     the folder holds something else.
     """
-    run = Run.open(str(run_or_path), Path(storage or default_storage()))
-    run.best()
-    places = run.best_places()
+    run = find_run(name, storage)
+    run.best_file(WEIGHTS)
+    count = len(run.look().best)
     with files.whole_folder(folder, replaces=BEST_PLACE if replace else None) as partial:
-        for place in places:
-            shutil.copytree(place, partial / place.name)
-    return run
+        for place in range(1, count + 1):
+            (partial / str(place)).mkdir()
+            for file, content in run.best_files(place).items():
+                (partial / str(place) / file).write_bytes(content)
+    return run, count
 
 
 def load_images(
@@ -114,7 +179,7 @@ def load_images(
     settings = {path: value for path, value in given.items() if value is not None}
     if all_classes:
         settings["data.normal_class"] = None
-    dataset = raygen.data.load(trained.spec.with_settings(with_absolute_paths(settings)).data)
+    dataset = raygen.data.load(trained.spec.with_settings(with_absolute_paths(settings)).data, trained.images)
     results.check_shape(trained, dataset)
     return dataset
 

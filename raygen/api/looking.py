@@ -33,7 +33,7 @@ def sample(
     seed: int = 0,
     prior: FittedPrior | None = None,
     components: int | None = None,
-    storage: Path | None = None,
+    storage: str | Path | None = None,
 ) -> Tensor:
     """Images [N, C, H, W] in [0, 1] from latents fixed by `seed`, drawn from the model's prior or a fitted mixture.
 
@@ -49,7 +49,7 @@ def reconstruct(
     data: str | None = None,
     data_root: Path | None = None,
     image_size: int | None = None,
-    storage: Path | None = None,
+    storage: str | Path | None = None,
 ) -> Reconstructions:
     """The first validation images with their reconstructions.
 
@@ -72,7 +72,7 @@ def interpolate(
     rows: int = ROWS,
     steps: int = STEPS,
     seed: int = 0,
-    storage: Path | None = None,
+    storage: str | Path | None = None,
 ) -> Tensor:
     """Images [rows, steps, C, H, W] in [0, 1]: each row leads from sample to sample.
 
@@ -93,7 +93,7 @@ def encode(
     data: str | None = None,
     data_root: Path | None = None,
     image_size: int | None = None,
-    storage: Path | None = None,
+    storage: str | Path | None = None,
 ) -> Latents:
     """The latents of images, with what is known of each: of validation images, or of all of another data set.
 
@@ -111,7 +111,7 @@ def decode(
     model: ModelPlace | TrainedModel,
     latents: str | Path | Latents | Tensor | NDArray[np.floating[Any]],
     *,
-    storage: Path | None = None,
+    storage: str | Path | None = None,
 ) -> Tensor:
     """Images [N, C, H, W] in [0, 1] of latents [N, D]: numbers, what `encode` returned, or a file of `raygen encode`.
 
@@ -139,7 +139,7 @@ def score(
     image_size: int | None = None,
     false_alarms: float | None = None,
     seed: int = 0,
-    storage: Path | None = None,
+    storage: str | Path | None = None,
 ) -> Scores:
     """How strange each image is to the model: its negative ELBO, or its reconstruction error.
 
@@ -160,7 +160,7 @@ def restore(
     data: str | Path,
     *,
     clean: str | Path | None = None,
-    storage: Path | None = None,
+    storage: str | Path | None = None,
 ) -> Restored:
     """What a model trained with data.corruption makes of a folder of damaged images, under the names of their files.
 
