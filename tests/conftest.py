@@ -31,6 +31,7 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAYGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
         environment.setenv("RAYGEN_STORAGE", str(tmp_path_factory.mktemp("storage")))
+        environment.setenv("RAYGEN_STATE", str(tmp_path_factory.mktemp("state")))
         environment.delenv("RAY_ADDRESS", raising=False)
         yield
 

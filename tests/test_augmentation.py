@@ -17,8 +17,8 @@ from raygen.data import DataOptions, Dataset
 from raygen.errors import SpecError
 from raygen.models._base import Noise
 from raygen.spec import TrainSpec
+from raygen.training.batches import Batches
 from raygen.training.distributed import ALONE
-from raygen.training.loop import Batches
 
 IMAGES = torch.rand(203, 3, 12, 9, generator=torch.Generator().manual_seed(0))
 CHOICES: list[tuple[str, ...]] = [("flip",), ("shift",), ("crop",), ("flip", "shift", "crop")]

@@ -17,7 +17,8 @@ from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.distributed import CPU
 from raygen.training.evaluation import held_out_images
-from raygen.training.loop import build_model, fit
+from raygen.training.loop import fit
+from raygen.training.step import build_model
 
 IMAGES = torch.rand(203, 3, 12, 9, generator=torch.Generator().manual_seed(0))
 
@@ -97,7 +98,7 @@ def test_epochs_are_judged_on_corrupted_inputs_against_clean_images(digits: Data
     spec = TrainSpec.create("ae", settings)
     [epoch] = fit(spec, digits, tmp_path / "checkpoint")
     model: Any = build_model(spec, ImageShape(*digits.shape), CPU)
-    model.load_state_dict(checkpoint.read_best_weights(tmp_path / "checkpoint"))
+    model.load_state_dict(checkpoint.read_weights(tmp_path / "checkpoint", prefix=checkpoint.BEST))
     images = held_out_images(digits.validation.images, spec.evaluation, CPU)
     inputs = corruption.corrupted_for_judging(spec.data, images, spec.evaluation.seed)
     with torch.no_grad():

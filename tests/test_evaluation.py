@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from raygen import data, evaluation, metrics
+from raygen import comparison, data, evaluation, metrics
 from raygen.data import DataOptions, Dataset, Part
 from raygen.errors import DataError, RaygenError, SpecError
 from raygen.evaluation import Judge, suitable_metrics
@@ -22,7 +22,8 @@ from raygen.results import TrainedModel
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.distributed import CPU
-from raygen.training.loop import build_model, fit
+from raygen.training.loop import fit
+from raygen.training.step import build_model
 
 MODELS = ("ae", "vae", "gan")
 CHEAP = {"images": 100, "is_samples": 20}
@@ -38,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> dict[s
         path = tmp_path_factory.mktemp(name) / "trial" / "checkpoint.safetensors"
         list(fit(spec, digits, path))
         model = build_model(spec, ImageShape(1, 8, 8), CPU)
-        model.load_state_dict(checkpoint.read_best_weights(path))
+        model.load_state_dict(checkpoint.read_weights(path, prefix=checkpoint.BEST))
         made[name] = TrainedModel(model.eval().requires_grad_(False), spec, {})
     return made
 
@@ -131,6 +132,19 @@ def test_images_and_samples_pass_a_network_once(
     assert len(names) == 6
     evaluate(trained["gan"], digits, names, images=150)
     assert calls == [150, 150, 150], "images, other real ones, and samples"
+
+
+def test_models_that_are_compared_share_one_network_and_its_real_images(
+    trained: dict[str, TrainedModel], digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, calls = [], []
+    load, features = _classifier.trained_on, _features.features
+    monkeypatch.setattr(_classifier, "trained_on", lambda dataset: loaded.append(dataset) or load(dataset))
+    monkeypatch.setattr(_features, "features", lambda *given: calls.append(len(given[0])) or features(*given))
+    models = {name: trained[name] for name in ("vae", "gan")}
+    protocol = Protocol(images=150, samples=160, network="classifier")
+    comparison.compare(models, digits, ["val_frechet", "val_coverage"], protocol)
+    assert (len(loaded), calls) == (1, [150, 160, 160, 160]), "images, other real ones, and each model's samples"
 
 
 # Which part, and which samples

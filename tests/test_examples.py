@@ -11,22 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 from cli.main import app
-from raygen import data, metrics, results
+from raygen import collection, data, film
 from raygen.models._base import ImageShape
-from raygen.plan import Plan
-from raygen.runs import Run
 from raygen.spec import TrainSpec, read_file
 from raygen.training.distributed import CPU
-from raygen.training.loop import build_model, fit
+from raygen.training.step import build_model
+from tests.searches import begin, create, run_of, train_trial
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
 MNIST = ImageShape(1, 28, 28)
-PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
 PADDING = 2
 """Pixels between two images of a picture."""
 NETWORK = re.compile(r"^# ([\w.]+): (\d+(?:-\d+)+)(?:, (?!code)([\w-]+))?(?:, code (\w+))?$", flags=re.MULTILINE)
@@ -76,16 +73,15 @@ def test_an_example_trains_and_ends_with_its_picture(path: Path, drawn: Path, tm
     model, settings = read_file(path)
     own = {"data.source": str(drawn), "training.epochs": 1, "evaluation.images": 40}
     spec = TrainSpec.create(model, {**settings, **own})
-    run = Run.create(tmp_path, "train", spec, PLAN, metrics.find(spec.evaluation.objective).direction)
-    trial = run.new_trial(1, {}, spec)
-    [epoch] = fit(spec, data.load(spec.data), trial.checkpoint)
-    trial.record_epoch(epoch)
-    assert all(math.isfinite(value) for value in epoch.metrics.values())
-    results.collect_best(run)
-    picture, (_, height, width) = run.best_picture()
-    with Image.open(picture) as image:
-        assert image.size == (8 * (width + PADDING), 8 * (height + PADDING))
-        assert len(image.getcolors() or []) > 5
+    run = begin(create(tmp_path, spec))
+    trial = train_trial(run, 1, {}, data.load(spec.data))
+    assert [math.isfinite(value) for epoch in trial.epochs for value in epoch.metrics.values()] == [True] * len(
+        trial.epochs[0].metrics
+    )
+    collection.collect_best(run)
+    picture, (_, height, width) = film.of_best(run_of(run)) or pytest.fail("there is no picture")
+    assert picture.size == (8 * (width + PADDING), 8 * (height + PADDING))
+    assert len(picture.getcolors() or []) > 5
 
 
 def test_there_are_examples_of_four_families() -> None:

@@ -42,6 +42,16 @@ def test_what_the_system_refuses_is_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_writers_at_once_do_not_meet_and_what_a_killed_one_left_is_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "images.npy"
+    (tmp_path / ".images.npy.node-1.partial").write_text("left behind by a killed process")
+    with files.replacing(path, writer="node-1") as one, files.replacing(path, writer="node-2") as other:
+        one.write_text("1")
+        other.write_text("2")
+    assert path.read_text() == "1", "who ends last"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_device_is_written_to(tmp_path: Path) -> None:
     with files.whole(Path("/dev/null")) as partial:
         assert partial == Path("/dev/null")

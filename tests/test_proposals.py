@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from raygen import proposals
 from raygen.proposals import POLICIES, Proposals
-from raygen.runs import TrialRecord
+from raygen.record.view import TrialRecord
 from raygen.spec import TuneSpec
 
 LR, BATCH, LATENT = "optimizer.lr", "training.batch_size", "model.latent_dim"

@@ -10,11 +10,10 @@ from typer.testing import CliRunner
 from cli.main import app
 from raygen import search_insight
 from raygen.errors import RunError
-from raygen.plan import Plan
-from raygen.runs import Run
+from raygen.record.run import Run
 from raygen.search_insight import SearchInsight
 from raygen.spec import TrainSpec
-from tests.searches import PLAN, add_trial, search
+from tests.searches import add_trial, create, run_of, search
 
 THREE = """
 "optimizer.lr" = { loguniform = [1e-4, 1e-2] }
@@ -42,7 +41,7 @@ def test_the_parameter_that_decides_comes_first(storage: Path) -> None:
     for number in range(24):
         parameters = configuration(number)
         add_trial(run, parameters, [-200.0, -100 - 3e3 * parameters["optimizer.lr"]])
-    insight = search_insight.of_run(run)
+    insight = search_insight.of_run(run.look())
     assert insight.parameters[0].name == "optimizer.lr"
     assert insight.parameters[0].importance > 0.9
     assert sum(parameter.importance for parameter in insight.parameters) == pytest.approx(1)
@@ -58,7 +57,7 @@ def test_one_trial_that_went_very_wrong_does_not_hide_the_others(storage: Path) 
     for number in range(24):
         parameters = configuration(number)
         add_trial(run, parameters, [-100 - 3e3 * parameters["optimizer.lr"]])
-    assert by_name(search_insight.of_run(run))["optimizer.lr"].importance > 0.7
+    assert by_name(search_insight.of_run(run.look()))["optimizer.lr"].importance > 0.7
 
 
 def test_a_configuration_that_diverges_is_the_worst_and_an_accident_tells_nothing(storage: Path) -> None:
@@ -72,7 +71,7 @@ def test_a_configuration_that_diverges_is_the_worst_and_an_accident_tells_nothin
     add_trial(run, configuration(0), [], state="failed", cause="out of memory")
     add_trial(run, configuration(0), [], state="stopped")
     add_trial(run, configuration(0), [-1.0], state="running")
-    insight = search_insight.of_run(run)
+    insight = search_insight.of_run(run.look())
     assert insight.parameters[0].name == "training.batch_size"
     assert (insight.trials, insight.left_out) == (12, 2)
     assert insight.parameters[0].best == (64, 128)
@@ -83,7 +82,7 @@ def test_choices_of_the_best_stand_in_the_space_s_order(storage: Path) -> None:
     for number in range(12):
         parameters = configuration(number)
         add_trial(run, parameters, [-100.0 - 50 * (parameters["model.hidden"] == [32, 16]) - number / 100])
-    found = by_name(search_insight.of_run(run))
+    found = by_name(search_insight.of_run(run.look()))
     assert found["model.hidden"].best == ((16,),)
     assert found["model.hidden"].as_json()["best_values"] == [(16,)]
     assert list(found["training.batch_size"].best) == sorted(found["training.batch_size"].best)
@@ -93,15 +92,16 @@ def test_choices_of_the_best_stand_in_the_space_s_order(storage: Path) -> None:
 def test_replicates_are_not_counted_twice(storage: Path) -> None:
     run = search(storage, THREE)
     trials = [add_trial(run, configuration(number), [-100.0 - number]) for number in range(6)]
-    run.new_trial(7, trials[0].parameters, trials[0].spec(), replicate_of=1).set_status("finished")
-    assert search_insight.of_run(run).trials == 6
+    run.new_trial(7, trials[0].parameters, trials[0].spec(), replicate_of=1)
+    run.set_trial_state(7, "finished")
+    assert search_insight.of_run(run.look()).trials == 6
 
 
 def test_a_parameter_with_one_value_has_no_importance(storage: Path) -> None:
     run = search(storage, THREE + '"optimizer.schedule" = { choice = ["cosine"] }\n')
     for number in range(6):
         add_trial(run, configuration(number, **{"optimizer.schedule": "cosine"}), [-100.0 - number])
-    found = by_name(search_insight.of_run(run))["optimizer.schedule"]
+    found = by_name(search_insight.of_run(run.look()))["optimizer.schedule"]
     assert (found.importance, found.best) == (0, ("cosine",))
 
 
@@ -109,7 +109,7 @@ def test_a_single_parameter_has_all_of_it(storage: Path) -> None:
     run = search(storage, '"model.latent_dim" = { int = [2, 9] }\n')
     for number in range(5):
         add_trial(run, {"model.latent_dim": 2 + number}, [float(number)])
-    [found] = search_insight.of_run(run).parameters
+    [found] = search_insight.of_run(run.look()).parameters
     assert (found.importance, found.best) == (1, (5, 6))
 
 
@@ -119,7 +119,7 @@ def test_too_few_trials_are_refused_with_what_adds_some(storage: Path) -> None:
         add_trial(run, configuration(number), [-100.0 - number])
     add_trial(run, configuration(3), [-1.0], state="running")
     with pytest.raises(RunError, match="takes 4 ended trials or more, and search has 3; `raygen tune --extend search"):
-        search_insight.of_run(run)
+        search_insight.of_run(run.look())
 
 
 @pytest.mark.parametrize("values", [[-100.0], []], ids=["of one value", "all diverged"])
@@ -128,13 +128,13 @@ def test_trials_that_are_all_alike_have_no_reason(storage: Path, values: list[fl
     for number in range(6):
         add_trial(run, configuration(number), values, state="failed", cause="non-finite loss")
     with pytest.raises(RunError, match="are all alike in val_elbo"):
-        search_insight.of_run(run)
+        search_insight.of_run(run.look())
 
 
 def test_a_training_is_no_search(storage: Path) -> None:
-    run = Run.create(storage, "train", TrainSpec.create("ae", {}), Plan(**vars(PLAN)), "min", name="one")
+    run = create(storage, TrainSpec.create("ae", {}), name="one")
     with pytest.raises(RunError, match="one is one training"):
-        search_insight.of_run(run)
+        search_insight.of_run(run.look())
 
 
 # The command
@@ -147,7 +147,7 @@ def shown(storage: Path) -> Run:
         parameters = configuration(number)
         add_trial(run, parameters, [-100 - 3e3 * parameters["optimizer.lr"]])
     run.set_status("finished")
-    return run
+    return run_of(run)
 
 
 def test_show_why_prints_a_row_for_each_parameter(shown: Run) -> None:

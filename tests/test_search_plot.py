@@ -9,9 +9,9 @@ from PIL import Image
 from raygen import search_plot
 from raygen.errors import RunError
 from raygen.plotting import COLUMNS, PANEL_INCHES, PIXELS_PER_INCH
-from raygen.runs import Run
+from raygen.record.attempt import Attempt
 from raygen.spec import TrainSpec
-from tests.searches import PLAN, add_trial, search
+from tests.searches import add_trial, begin, create, search
 
 RATE = '"optimizer.lr" = { loguniform = [1e-4, 1e-2] }\n'
 MIXED = (
@@ -22,9 +22,9 @@ MIXED = (
 )
 
 
-def drawn(run: Run, folder: Path) -> Image.Image:
+def drawn(run: Attempt, folder: Path) -> Image.Image:
     path = folder / "plot.png"
-    search_plot.save(run, path)
+    search_plot.save(run.look(), path)
     with Image.open(path) as image:
         image.load()
         assert image.format == "PNG"
@@ -79,11 +79,11 @@ def test_failed_trials_are_crosses_beside_the_others(storage: Path, tmp_path: Pa
 
 
 def test_a_training_has_its_curve(storage: Path, tmp_path: Path) -> None:
-    run = Run.create(storage, "train", TrainSpec.create("vae", {"training.epochs": 3}), PLAN, "max", name="one")
-    trial = run.new_trial(1, {}, run.spec())
-    trial.set_status("running")
+    run = begin(create(storage, TrainSpec.create("vae", {"training.epochs": 3}), name="one"))
+    run.new_trial(1, {}, run.look().spec())
+    run.set_trial_state(1, "running")
     with pytest.raises(RunError, match="one has no epoch with a value of val_elbo to draw yet"):
-        search_plot.save(run, tmp_path / "plot.png")
+        search_plot.save(run.look(), tmp_path / "plot.png")
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -95,7 +95,7 @@ def test_the_cost_counts_epochs_in_full_trainings(storage: Path, tmp_path: Path)
     add_trial(run, {"optimizer.lr": 1e-3}, [-5.0, -3.0, -4.0])
     add_trial(run, {"optimizer.lr": 2e-3}, [-1.0], state="stopped")
     axes = Figure().add_subplot()
-    search_plot._draw_cost(axes, search_plot._Drawing(run))
+    search_plot._draw_cost(axes, search_plot._Drawing(run.look()))
     [line] = axes.lines
     assert list(line.get_xdata()) == [0.25, 0.5, 0.75, 1.0]
     assert list(line.get_ydata()) == [-5, -3, -3, -1]

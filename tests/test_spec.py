@@ -398,7 +398,7 @@ def check(what):
     assert not loaded, f"{what} imports {loaded}"
 
 for name in ("raygen", "raygen.errors", "raygen.models", "raygen.metrics", "raygen.data", "raygen.space",
-             "raygen.spec", "raygen.plan", "raygen.runs", "raygen.api"):
+             "raygen.spec", "raygen.plan", "raygen.record.run", "raygen.api"):
     importlib.import_module(name)
     check(name)
 from raygen import data, metrics, models, space

@@ -10,10 +10,10 @@ from PIL import Image
 from raygen import curves_plot, training_curves
 from raygen.errors import Cause, SpecError
 from raygen.plotting import PANEL_INCHES, PIXELS_PER_INCH
-from raygen.runs import Run
+from raygen.record.documents import TrialState
+from raygen.record.view import View
 from raygen.spec import Settings, TrainSpec, WarmStart
-from raygen.training.loop import Epoch
-from tests.searches import PLAN, add_trial, search
+from tests.searches import add_trial, begin, create, record_epochs, search
 
 ELBO, FRECHET = "val_elbo", "val_frechet"
 
@@ -29,20 +29,16 @@ def training(
     epoch_s: float = 2.0,
     begun_as: str | None = None,
     begun_how: str = "",
-) -> Run:
+) -> View:
     """A run whose epochs showed these values, each after ten steps."""
     storage.mkdir(exist_ok=True)
     spec = TrainSpec.create(family, {"training.batch_size": 50, "seed": seed, **(settings or {})})
     if begun_as is not None:
         spec = spec.warm_started(WarmStart(source=begun_as, configuration=begun_how, digest=begun_as))
-    run = Run.create(storage, "train", spec, PLAN, "max", name=f"{family}-{seed}-{len(list(storage.iterdir()))}")
-    trial = run.new_trial(1, {}, spec)
-    for number, metrics in enumerate(values, start=1):
-        trial.record_epoch(
-            Epoch(epoch=number, step=10 * number, metrics=dict(metrics), train_s=epoch_s * number, is_best=True)
-        )
-    trial.set_status("stopped" if cause != "error" else "finished", cause=cause)
-    return run
+    run = begin(create(storage, spec, name=f"{family}-{seed}-{len(list(storage.iterdir()))}"))
+    state: TrialState = "stopped" if cause != "error" else "finished"
+    record_epochs(run, run.new_trial(1, {}, spec), values, state=state, steps=10, epoch_s=epoch_s, cause=cause)
+    return run.look()
 
 
 def elbos(*values: float) -> list[dict[str, float]]:
@@ -79,8 +75,8 @@ def test_a_search_stands_for_its_best_configuration_on_all_its_seeds(tmp_path: P
     add_trial(run, {"model.latent_dim": 20}, [-9.0, -8.0])
     best = add_trial(run, {"model.latent_dim": 30}, [-7.0, -5.0])
     fresh = run.new_trial(3, best.parameters, best.spec().with_settings({"seed": 5}), replicate_of=2)
-    fresh.record_epoch(Epoch(epoch=1, step=1, metrics={ELBO: -6.0}, train_s=1.0, is_best=True))
-    [group] = training_curves.groups([run], "epoch")
+    record_epochs(run, fresh, [{ELBO: -6.0}])
+    [group] = training_curves.groups([run.look()], "epoch")
     assert [(curve.seed, len(curve.epochs)) for curve in group.curves] == [(0, 2), (5, 1)]
 
 

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import psutil
 
+from raygen import machine
 from raygen.cluster.head import Head
-from raygen.queue.job import Job, State
+from raygen.queue.job import Job, JobState
 from raygen.queue.store import Store
-from raygen.runs import Run
+from raygen.record.run import Run
+from raygen.storage import Storage
 
 RAYGEN = Path(sys.executable).with_name("raygen")
 CPUS = 2
@@ -43,12 +45,21 @@ class Queue:
         self.started: list[subprocess.Popen[str]] = []
 
     @property
+    def place(self) -> Storage:
+        return Storage(self.storage)
+
+    @property
     def store(self) -> Store:
-        return Store.open(self.storage)
+        return Store.open(self.place)
 
     @property
     def head(self) -> Head:
-        return Head(self.storage / ".service")
+        return Head(self.state)
+
+    @property
+    def state(self) -> Path:
+        """What this machine keeps for the storage."""
+        return machine.state_folder(self.place)
 
     def raygen(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end and capture what it prints."""
@@ -78,15 +89,15 @@ class Queue:
         return self.store.find(name)
 
     def run(self, name: str) -> Run:
-        return Run(self.storage / name)
+        return Run(self.place, name)
 
-    def wait_for(self, name: str, *states: State) -> Job:
+    def wait_for(self, name: str, *states: JobState) -> Job:
         wait_until(lambda: self.job(name).state in states, f"{name} to be {' or '.join(states)}")
         return self.job(name)
 
     def head_processes(self, *words: str) -> list[psutil.Process]:
         """The processes of its head, and of that head's jobs, whose command lines contain every word."""
-        started = json.loads((self.storage / ".service" / "head.json").read_text())
+        started = json.loads((self.state / "head.json").read_text())
         found = []
         for process in psutil.Process(started["pid"]).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,6 +1,6 @@
-"""Seconds that the queue takes when ten thousand jobs wait: to list them, to decide which is next, to submit another.
+"""Seconds that the queue takes when it has many jobs: to list them, to decide which is next, to submit another.
 
-    python -m tests.benchmarks.queue --jobs 10000
+    python -m tests.benchmarks.queue --jobs 100000 --waiting 5000 --users 50
 
 On SQLite, and on the PostgreSQL that RAYGEN_TEST_POSTGRES names, in a schema of the benchmark's own. `raygen ls` is
 the whole process beyond `python -c pass`. A decision is `store.claim`, with its transaction: on an empty cluster,
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,12 +28,13 @@ from rich.console import Console
 from rich.table import Table
 
 from raygen.capacity import Capacity
-from raygen.queue import schema
+from raygen.queue import claims, schema, usage
 from raygen.queue.job import Request
 from raygen.queue.policy import DEPTH
 from raygen.queue.store import Store
+from raygen.queue.turns import Claim, Turns
 
-LS_BAR_MS, CLAIM_BAR_MS, SUBMIT_BAR_MS = 500, 20, 50
+LS_BAR_MS, CLAIM_BAR_MS, SUBMIT_BAR_MS = 600, 50, 50
 BOX = Capacity.of_machine(gpus=8, cpus=64, where="the cluster at http://head:8265")
 CLUSTER = "http://head:8265"
 
@@ -42,7 +43,7 @@ def main() -> None:
     """Measure and print the table."""
     options = _options()
     table = Table(
-        title=f"The queue with {options.jobs:,} jobs that wait",
+        title=f"The queue with {options.jobs:,} jobs of {options.users} users, of which {options.waiting:,} wait",
         caption=f"medians of {options.times}, of {options.processes} processes for raygen ls; ms",
     )
     table.add_column("database")
@@ -62,7 +63,7 @@ def _measurements(url: sa.URL, folder: Path, options: argparse.Namespace) -> Ite
     store = Store(url)
     dispatcher = store.register(CLUSTER, host="here", pid=1)
     store.saw(CLUSTER, BOX)
-    _fill(store, options.jobs)
+    _fill(store, options)
     yield "raygen ls, whole process", _ls_seconds(url, folder, options.processes), LS_BAR_MS
     further = [_job(f"more-{number}") for number in range(options.times)]
     yield "submit", [_seconds(partial(store.submit, job)) for job in further], SUBMIT_BAR_MS
@@ -91,11 +92,11 @@ def _measurements(url: sa.URL, folder: Path, options: argparse.Namespace) -> Ite
     assert store.claim(dispatcher)
     yield "decision, full cluster", decisions(False), CLAIM_BAR_MS
     with store.engine.begin() as connection:
-        last = sa.select(jobs.c.id).where(jobs.c.state == "queued").order_by(jobs.c.priority.desc(), jobs.c.id)
-        one_core = {"processes": 1, "fewest_processes": 1, "gpus_each": 0, "cpus_each": 1}
-        number = connection.scalar(last.offset(DEPTH - 1).limit(1))
-        # The jobs before it ask for GPUs alone, so that they leave it its core.
+        # Jobs ask for GPUs alone, so that they leave the last that is looked at its core.
         connection.execute(sa.update(jobs).where(jobs.c.state == "queued").values(cpus_each=0))
+        line = claims.waiting(connection, CLUSTER, claims.not_held)
+        number = _order(line.claims, usage.lately(connection, CLUSTER, [], time.time()))[:DEPTH][-1]
+        one_core = {"processes": 1, "fewest_processes": 1, "gpus_each": 0, "cpus_each": 1}
         connection.execute(sa.update(jobs).where(jobs.c.id == number).values(**one_core))
 
     def wait_again() -> None:
@@ -106,23 +107,41 @@ def _measurements(url: sa.URL, folder: Path, options: argparse.Namespace) -> Ite
     store.engine.dispose()
 
 
-def _fill(store: Store, number: int) -> None:
-    """Queue jobs, by one transaction: to submit each would take minutes on a slow disk."""
+def _fill(store: Store, options: argparse.Namespace) -> None:
+    """Queue jobs, the newest of which wait, by one transaction: to submit each would take minutes on a slow disk."""
     first = store.submit(_job("job-0"))
     values = {**vars(first), "state": "queued"}
     del values["id"]
-    rows = [{**values, "name": f"job-{n}", "folder": f"/runs/job-{n}", "priority": n % 5} for n in range(1, number)]
+    rows = [
+        {**values, "name": f"job-{n}", "priority": n % 5, "user": f"user-{n // 5 % options.users}"}
+        for n in range(1, options.jobs)
+    ]
+    for row in rows[: options.jobs - options.waiting]:
+        row |= {"state": "succeeded", "ended_at": first.submitted_at, "attempt": 1}
+    users = {row["user"] for row in rows}
+    used = [{"cluster": CLUSTER, "user": user, "device_s": 1e5, "as_of": first.submitted_at} for user in users]
     with store.engine.begin() as connection:
         connection.execute(sa.insert(schema.jobs), rows)
+        connection.execute(sa.insert(schema.usage), used)
+
+
+def _order(waiting: Sequence[Claim], used: Mapping[str, float]) -> list[int]:
+    """The ids of claims in the order of their turns."""
+    turns, order = Turns(waiting, used), []
+    for turn in turns:
+        turns.count(turn.claim, turn.claim.processes)
+        order.append(turn.claim.id)
+    return order
 
 
 def _job(name: str) -> Request:
     return Request(
         name=name,
-        folder=f"/runs/{name}",
+        storage="/runs",
         kind="train",
         model="vae",
         data="digits",
+        objective="val_elbo",
         user="me",
         cluster=CLUSTER,
         processes=1,
@@ -176,10 +195,14 @@ def _figures(seconds: list[float], bar_ms: float) -> tuple[str, str, str]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Milliseconds of raygen ls, a decision and a submission.")
-    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--jobs", type=int, default=100_000)
+    parser.add_argument("--waiting", type=int, default=5_000, help="how many of the jobs wait; the others have ended")
+    parser.add_argument("--users", type=int, default=50)
     parser.add_argument("--times", type=int, default=30, help="decisions and submissions to measure")
     parser.add_argument("--processes", type=int, default=7, help="runs of raygen ls to measure")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.waiting = min(options.waiting, options.jobs)
+    return options
 
 
 if __name__ == "__main__":

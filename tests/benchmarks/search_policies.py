@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raygen.proposals import POLICIES, Policy, Proposals
-from raygen.runs import TrialRecord
+from raygen.record.view import TrialRecord
 from raygen.spec import TuneSpec
 from raygen.stopping import EarlyStopping
 from tests.benchmarks import record_curves

@@ -34,7 +34,8 @@ from raygen.errors import DataError
 from raygen.models._base import Batch, ImageShape, Noise
 from raygen.spec import TrainSpec
 from raygen.training.distributed import Group
-from raygen.training.loop import build_model, fit
+from raygen.training.loop import fit
+from raygen.training.step import build_model
 
 BAR_LIMIT, BAR_DATALOADER = 0.95, 2.0
 TURNS = 3  # of a round, the one that warms up included

@@ -65,7 +65,10 @@ def ours(options: argparse.Namespace) -> None:
     from raygen import preparation
     from raygen.capacity import Capacity
     from raygen.cluster.tune import run_trials
-    from raygen.runs import Run
+    from raygen.record import ranking
+    from raygen.record.attempt import Attempt
+    from raygen.record.run import Run
+    from raygen.storage import Storage
 
     settings = {
         "training.epochs": options.epochs,
@@ -78,11 +81,15 @@ def ours(options: argparse.Namespace) -> None:
     here = Capacity.of_machine(gpus=0, cpus=options.concurrent, where="this machine")
     job = preparation.prepare_search("vae", settings, here)
     preparation.check_data(job)
-    run = Run.create(options.folder, job.kind, job.spec, job.plan, job.direction, name="search")
+    run = Run.create(Storage(options.folder), job.kind, job.spec, job.plan, job.direction, name="search")
+    attempt = Attempt.begin(run.storage, run.name, 1)
+    assert attempt is not None
     ray.init(address="local", num_cpus=options.concurrent, include_dashboard=False)
-    search_s = _seconds(lambda: run_trials(run, job.spec))
-    assert run.is_complete(), [trial.status() for trial in run.trials()]
-    for number, trial in enumerate(run.trials()):
+    search_s = _seconds(lambda: run_trials(attempt, job.spec, job.plan))
+    attempt.close()
+    view = run.look()
+    assert ranking.is_complete(view), [(trial.state, trial.progress.reason) for trial in view.trials]
+    for number, trial in enumerate(view.trials):
         _spec_path(options.folder, number).write_text(trial.spec().model_dump_json(), encoding="utf-8")
     _hand_back(options, search_s=search_s)
 

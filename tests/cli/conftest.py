@@ -1,18 +1,24 @@
-"""Really trained small models, in run folders as a job leaves them."""
+"""Really trained small models, in runs as a job leaves them."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from raygen import data, metrics, results
+from raygen import data, metrics
+from raygen.api.loading import copy_best
+from raygen.collection import collect_best
 from raygen.models._base import Model
 from raygen.plan import Plan
-from raygen.runs import Run
+from raygen.record.attempt import Attempt
+from raygen.record.run import Run
+from raygen.record.trial import TrialWriter
 from raygen.spec import TrainSpec
+from raygen.storage import Storage
 from raygen.training import drawing
 from raygen.training.loop import fit
 
@@ -32,23 +38,37 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 """Family and settings of each run, by its name."""
 
 
-def finish(storage: Path, name: str, spec: TrainSpec) -> None:
+def finish(folder: Path, name: str, spec: TrainSpec) -> None:
     """Train a run of one trial to its end."""
+    storage = Storage(folder)
     direction = metrics.find(spec.evaluation.objective).direction
-    run = Run.create(storage, "train", spec, PLAN, direction, name=name)
-    trial = run.new_trial(1, {}, spec)
+    Run.create(storage, "train", spec, PLAN, direction, name=name)
+    attempt = Attempt.begin(storage, name, 1)
+    assert attempt is not None
+    with contextlib.closing(attempt):
+        attempt.new_trial(1, {}, spec)
+        with contextlib.closing(TrialWriter.begin(attempt.place(1))) as writer:
+            _fit(writer, spec)
+        collect_best(attempt)
+        attempt.set_status("finished")
+
+
+def _fit(writer: TrialWriter, spec: TrainSpec) -> None:
     dataset = data.load(spec.data)
 
     def draw(epoch: int, model: Model) -> None:
-        trial.record_picture(
-            epoch, drawing.picture(model, dataset.validation.images, spec), keeps=spec.evaluation.keeps_picture
-        )
+        picture = drawing.picture(model, dataset.validation.images, spec)
+        writer.record_picture(epoch, picture, keeps=spec.evaluation.keeps_picture)
 
-    for epoch in fit(spec, dataset, trial.checkpoint, on_judged=draw):
-        trial.record_epoch(epoch)
-    trial.set_status("finished")
-    run.set_status("finished")
-    results.collect_best(run)
+    for epoch in fit(spec, dataset, writer.checkpoint, on_judged=draw, on_saved=writer.record_checkpoint):
+        writer.record_epoch(epoch)
+    writer.set_state("finished")
+
+
+def best_folder(storage: Path, name: str, folder: Path) -> Path:
+    """The folder of a run's best model, taken out of the storage into `folder`."""
+    copy_best(name, folder, storage=storage)
+    return folder / "1"
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +88,7 @@ def trained_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
             },
         )
         finish(storage, name, spec)
-    Run.create(storage, "train", TrainSpec.create("ae", {}), PLAN, "min", name="untrained")
+    Run.create(Storage(storage), "train", TrainSpec.create("ae", {}), PLAN, "min", name="untrained")
     return storage
 
 

@@ -25,6 +25,9 @@ from raygen import data, image_files, inspection, latents
 from raygen.api.loading import load_images
 from raygen.data import Dataset
 from raygen.metrics import ssim
+from raygen.record.run import Run
+from raygen.storage import Storage
+from tests.cli.conftest import best_folder
 
 CELL = 34  # 8 pixels, four times enlarged, and a border of one
 
@@ -176,7 +179,7 @@ def test_latents_belong_to_the_model_that_encoded_them(trained: CliRunner) -> No
     run(trained, "encode ae")
     result = trained.invoke(app, ["decode", "zeros", "latents.npz"])
     assert result.exit_code == 2
-    assert "latents.npz was encoded by a model with other weights: name the run or best/N folder" in result.stderr
+    assert "latents.npz was encoded by a model with other weights: name the run or folder" in result.stderr
     with np.load("latents.npz") as found:
         np.savez("mine.npz", latents=found["latents"][:3])
     assert "3 images decoded" in run(trained, "decode zeros mine.npz -o folder").stderr
@@ -297,30 +300,33 @@ def test_the_best_models_are_taken_out_of_a_storage(trained: CliRunner, trained_
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     assert "1 best model of vae in models, the very best in models/1" in run(trained, "get vae -o models").stderr
-    whole = files_in(trained_storage / "vae" / "best")
+    whole = files_in(Path("models"))
     assert {"1/spec.json", "1/model.safetensors", "1/metrics.json", "1/samples.png"} <= set(whole)
-    assert files_in(Path("models")) == whole
+    vae = Run(Storage(trained_storage), "vae")
+    assert whole == {f"1/{name}": content for name, content in vae.best_files().items()}
     run(trained, "sample models/1 -o here.png")
     run(trained, "sample vae -o there.png")
     assert Path("here.png").read_bytes() == Path("there.png").read_bytes()
     shutil.copytree("models/1", "models/2")
     run(trained, "get ae -o models --replace")
-    assert files_in(Path("models")) == files_in(trained_storage / "ae" / "best")
+    ae = Run(Storage(trained_storage), "ae")
+    assert files_in(Path("models")) == {f"1/{name}": content for name, content in ae.best_files().items()}
 
 
 def test_a_best_folder_and_a_file_outside_any_run_serve_as_well(
     trained: CliRunner, trained_storage: Path, tmp_path: Path
 ) -> None:
-    best = trained_storage / "vae" / "best" / "1"
+    best = best_folder(trained_storage, "vae", tmp_path / "taken")
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(best / "model.safetensors", alone / "mine.safetensors")
     shutil.copy(best / "spec.json", alone)
-    for number, place in enumerate(("vae", best, best / "model.safetensors", alone / "mine.safetensors")):
+    places = ("vae", "vae/best/1", best, best / "model.safetensors", alone / "mine.safetensors")
+    for number, place in enumerate(places):
         run(trained, f"encode {place} -o {number}.npz")
     expected = np.load("0.npz")["latents"]
-    assert all((np.load(f"{number}.npz")["latents"] == expected).all() for number in (1, 2, 3))
-    assert "by this vae in" in run(trained, f"encode {alone / 'mine.safetensors'} -o 4.npz").stderr
+    assert all((np.load(f"{number}.npz")["latents"] == expected).all() for number in range(1, len(places)))
+    assert "by this vae in" in run(trained, f"encode {alone / 'mine.safetensors'} -o last.npz").stderr
 
 
 REFUSED = {
@@ -360,12 +366,17 @@ REFUSED = {
     "decode ae narrow.npz -o no/images.npz": "cannot write no/images.npz",
     "decode ae narrow.npz -o images.tar": "an array in a .npz file, or files in a folder",
     "get nothing": "there is no run 'nothing'",
-    "get untrained": "untrained has no best checkpoint 1 (state: waiting)",
+    "get untrained": "untrained has no best model 1 (state: waiting)",
     "get ae -o folder": "cannot write folder: the folder is not empty; name a new one",
     "get ae -o folder --replace": "cannot write folder: it holds a, which must not be lost; name a new folder",
     "get ae -o bare.safetensors": "it is a file; name a folder",
     "get ae -o no/models": "make the folder no first",
     "encode nothing": "there is no run 'nothing'",
+    "encode ae/best/2": "ae has no best model 2 (state: finished)",
+    "encode ae/best/first": "ae/best/first: the best models of a run are ae/best/1, ae/best/2 and so on",
+    "encode ae/best/0": "the best models of a run are ae/best/1",
+    "encode ae/trials/001": "'ae/trials/001' is no name of a run; `raygen ls` lists those there are",
+    "encode folder": "folder holds no model, and no run is called so: name one that `raygen get` has made, such as",
     "encode bare.safetensors": "has no spec.json beside it",
     "sample gan -o no/grid.png": "No such file or directory; make the folder no first",
     "sample gan -o folder": "cannot write folder: the folder is not empty; name a new one",

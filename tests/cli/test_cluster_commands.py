@@ -14,6 +14,7 @@ from cli.main import app
 from raygen.capacity import Capacity, LostNode, Node
 from raygen.queue.job import Placement, Request
 from raygen.queue.store import Store
+from raygen.storage import Storage
 
 ADDRESS = "http://127.0.0.1:1"
 """Where nobody answers."""
@@ -28,7 +29,7 @@ def runner(tmp_path: Path) -> CliRunner:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """A queue whose dispatcher has seen a head without GPUs, two nodes, and a third that was lost."""
-    store = Store.open(tmp_path / "runs")
+    store = Store.open(Storage(tmp_path / "runs"))
     nodes = [
         Node(id=f"id-{number}", name=f"n{number}", gpus=gpus, cpus=cpus)
         for number, (gpus, cpus) in enumerate([(0, 32), (8, 64), (8, 64)])
@@ -39,10 +40,10 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def request(name: str, folder: Path, **fields: float) -> Request:
-    about = {"kind": "train", "model": "ae", "data": "digits", "user": "me", "cluster": ADDRESS}
+def request(name: str, storage: Path, **fields: float) -> Request:
+    about = {"kind": "train", "model": "ae", "data": "digits", "objective": "val_mse", "user": "me"}
     devices = {"processes": 3, "fewest_processes": 1, "gpus_each": 1, "cpus_each": 8}
-    return Request(name=name, folder=str(folder / name), **about, **(devices | fields))
+    return Request(name=name, storage=str(storage), cluster=ADDRESS, **about, **(devices | fields))
 
 
 REFUSED = {
@@ -120,7 +121,7 @@ def test_the_least_of_what_is_named_limits_the_nodes_to_come(
 ) -> None:
     declared = runner.invoke(app, ["cluster", "set", *arguments.split(), "--address", ADDRESS])
     assert declared.exit_code == 0, declared.output
-    on_demand = Store.open(tmp_path / "runs").cluster(ADDRESS).on_demand
+    on_demand = Store.open(Storage(tmp_path / "runs")).cluster(ADDRESS).on_demand
     assert on_demand is not None
     assert vars(on_demand) == nodes
 
@@ -146,6 +147,54 @@ def test_status_lists_nodes_what_runs_there_and_what_was_lost(runner: CliRunner,
     assert "node n1 (id-1) 8 GPUs and 64 CPU cores; 2 of elastic" in flat
     assert "lost n9 (id-9) 8 GPUs and 64 CPU cores, at " in flat
     assert "it [/was] switched off" in flat
+
+
+CHECK = "status --check -o json --address"
+
+
+def test_a_probe_hears_by_the_exit_code_whether_jobs_would_start(runner: CliRunner, store: Store) -> None:
+    well = runner.invoke(app, [*CHECK.split(), ADDRESS])
+    assert (well.exit_code, well.stderr) == (0, "")
+    store.lost_sight(ADDRESS, "it [/is] away")
+    away = runner.invoke(app, [*CHECK.split(), ADDRESS])
+    assert (away.exit_code, away.stderr) == (3, f"raygen: the cluster at {ADDRESS} does not answer: it [/is] away\n")
+    assert json.loads(away.stdout)["problem"] == "it [/is] away", "what status shows is shown"
+    assert runner.invoke(app, ["status", "--address", ADDRESS]).exit_code == 0, "status alone only tells"
+
+
+def test_a_probe_hears_that_no_dispatcher_works(runner: CliRunner, store: Store) -> None:
+    [dispatcher] = store.dispatchers()
+    store.leave(dispatcher.id)
+    ended = runner.invoke(app, [*CHECK.split(), ADDRESS])
+    assert ended.exit_code == 3
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_probe_hears_of_a_hold_and_of_a_storage_that_is_away(runner: CliRunner, store: Store) -> None:
+    store.hold_cluster(ADDRESS, "ann")
+    held = runner.invoke(app, [*CHECK.split(), ADDRESS])
+    assert (held.exit_code, held.stderr) == (3, f"raygen: ann holds the queue of the cluster at {ADDRESS}\n")
+    store.release_cluster(ADDRESS, "ann")
+    [dispatcher] = store.dispatchers()
+    store.saw_away(dispatcher.id, {json.loads(held.stdout)["storage"]: "it is not mounted"})
+    away = runner.invoke(app, [*CHECK.split(), ADDRESS])
+    assert (away.exit_code, away.stderr) == (3, "raygen: it is not mounted\n")
+
+
+def test_a_probe_hears_that_only_others_jobs_would_start(runner: CliRunner, store: Store) -> None:
+    [dispatcher] = store.dispatchers()
+    store.leave(dispatcher.id)
+    store.register(ADDRESS, host=dispatcher.host, pid=dispatcher.pid, user="bob", process=dispatcher.process)
+    others = runner.invoke(app, [*CHECK.split(), ADDRESS])
+    assert others.exit_code == 3
+    said = f"no dispatcher starts your jobs on the cluster at {ADDRESS}; `raygen dispatch --address {ADDRESS}` is one"
+    assert others.stderr == f"raygen: {said}\n"
+
+
+def test_a_probe_hears_that_nothing_runs_here(runner: CliRunner) -> None:
+    nothing = runner.invoke(app, ["status", "--check"])
+    said = "raygen: Ray does not run on this machine; `raygen up` starts it\n"
+    assert (nothing.exit_code, nothing.stderr) == (3, said)
 
 
 def test_a_range_of_workers_is_planned_and_kept(runner: CliRunner, store: Store) -> None:

@@ -15,10 +15,11 @@ import torch
 from typer.testing import CliRunner
 
 from cli.main import app
-from raygen import data, models, space
+from raygen import data, machine, models, space
 from raygen.capacity import Capacity
-from raygen.queue.job import Request
+from raygen.queue.job import Job, JobState, Request
 from raygen.queue.store import Store
+from raygen.storage import Storage
 
 RAYGEN = Path(sys.executable).with_name("raygen")
 
@@ -76,7 +77,10 @@ REFUSED = {
     "tune --extend nothing --seed 3": "leave out seed",
     "tune --extend nothing --resume nothing": "type one of them",
     "show nothing": "there is no run 'nothing'",
-    "train vae --storage s3://bucket/runs": "is an object store's address",
+    "train vae --storage ftp://host/runs": "ftp://host/runs is not the address of a storage: write a folder, s3://BUCKET",
+    "ls --storage s3:///runs": "s3:///runs is not the address of a storage",
+    "show nothing --storage s3://key:secret@bucket/runs": "s3://…: an address holds no '@' and no credentials",
+    "ls --storage s3://bucket/runs?secret=x": "s3://bucket/runs: after '?' s3:// takes endpoint= and region=",
     "watch nothing": "there is no job 'nothing'",
     "logs nothing": "there is no job 'nothing'",
     "wait nothing": "there is no job 'nothing'",
@@ -84,10 +88,13 @@ REFUSED = {
     "retry nothing": "there is no job 'nothing'",
     "priority nothing 3": "there is no job 'nothing'",
     "rm nothing": "there is no job 'nothing'",
-    "ls --state done": "states are queued, starting",
+    "ls --state done": "type queued, starting",
     "up --gpus 1000": "type --gpus" if torch.cuda.is_available() else "leave out --gpus",
     "sample nothing": "there is no run 'nothing'",
-    "sample .": "there is no run '.'",
+    "sample .": ". holds no model, and no run is called so: name one that `raygen get` has made",
+    "sample no/such": "'no/such' is no name of a run; `raygen ls` lists those there are",
+    "get no/such": "'no/such' is no name of a run",
+    "show nothing/best/1": "'nothing/best/1' is no name of a run",
     "spaces nothing": "there is no search space file 'nothing'",
     "train vae --set model.name=gan": "the model is 'vae' already",
     "train vae --set data.source=5": "data.source",
@@ -166,28 +173,60 @@ def test_no_runs_is_said_on_stderr(runner: CliRunner) -> None:
     assert json.loads(runner.invoke(app, ["ls", "-o", "json"]).stdout) == []
 
 
-def test_one_damaged_run_does_not_hide_the_others(runner: CliRunner, tmp_path: Path) -> None:
-    store = Store.open(tmp_path / "runs")
+def start_jobs(storage: Path, runs: dict[str, str]) -> tuple[Store, list[Job]]:
+    """A queue with started jobs of these names, and what is in their runs' first documents."""
+    store = Store.open(Storage(storage))
     dispatcher = store.register("somewhere", host="here", pid=1)
-    store.saw("somewhere", Capacity.of_machine(gpus=0, cpus=2, where="somewhere"))
-    for name, content in (("empty", "{}"), ("text", "no json")):
-        folder = tmp_path / "runs" / name
-        folder.mkdir()
-        (folder / "run.json").write_text(content)
-        about = {"kind": "train", "model": "ae", "data": "digits", "user": "me", "cluster": "somewhere"}
+    store.saw("somewhere", Capacity.of_machine(gpus=0, cpus=len(runs), where="somewhere"))
+    jobs = []
+    for name, content in runs.items():
+        (storage / name).mkdir()
+        (storage / name / "run.json").write_text(content)
+        about = {"kind": "train", "model": "ae", "data": "digits", "objective": "val_mse", "user": machine.user()}
         devices = {"processes": 1, "fewest_processes": 1, "gpus_each": 0, "cpus_each": 1}
-        store.submit(Request(name=name, folder=str(folder), **devices, **about))
-        store.claim(dispatcher)
+        store.submit(Request(name=name, storage=str(storage), cluster="somewhere", **devices, **about))
+        job = store.claim(dispatcher)
+        assert job is not None
+        jobs.append(job)
+    return store, jobs
+
+
+def test_a_list_of_jobs_reads_no_record_of_one_that_has_ended(runner: CliRunner, tmp_path: Path) -> None:
+    store, [job] = start_jobs(tmp_path / "runs", {"ended": "no json"})
+    store.move(job, JobState.SUCCEEDED, best_value=0.25)
+    listed = runner.invoke(app, ["ls"])
+    assert (listed.exit_code, listed.stderr) == (0, "")
+    assert "val_mse 0.25" in listed.stdout
+
+
+def test_a_damaged_run_can_be_removed(runner: CliRunner, tmp_path: Path) -> None:
+    store, [job] = start_jobs(tmp_path / "runs", {"damaged": "no json"})
+    store.move(job, JobState.FAILED)
+    refused = runner.invoke(app, ["rm", "damaged"])
+    assert (refused.exit_code, "type --yes as well" in refused.stderr) == (2, True)
+    removed = runner.invoke(app, ["rm", "damaged", "--yes"])
+    assert removed.exit_code == 0, removed.output
+    assert not (tmp_path / "runs" / "damaged").exists()
+    assert json.loads(runner.invoke(app, ["ls", "-o", "json"]).stdout) == []
+
+
+def test_one_damaged_run_does_not_hide_the_others(runner: CliRunner, tmp_path: Path) -> None:
+    start_jobs(tmp_path / "runs", {"old": '{"kind": "train"}', "text": "no json"})
     listed = runner.invoke(app, ["ls"])
     assert listed.exit_code == 0
     assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [
         ["text", "starting"],
-        ["empty", "starting"],
+        ["old", "starting"],
     ]
-    assert len(listed.stderr.splitlines()) == 2
-    shown = runner.invoke(app, ["show", "empty"])
-    assert shown.exit_code == 2
-    assert "run.json is damaged" in shown.stderr
+    [line] = listed.stderr.splitlines()
+    assert line.endswith("; 1 more of these runs cannot be read")
+    for name, said in (("text", "text/run.json is damaged"), ("old", "written by another version of Raygen")):
+        shown = runner.invoke(app, ["show", name])
+        assert shown.exit_code == 0
+        why, state = shown.stderr.splitlines()
+        assert said in why
+        assert ": starting" in state
+        assert len(shown.stdout.splitlines()) == 3, "what happened to it is in the queue"
 
 
 def test_help_imports_neither_torch_nor_ray() -> None:

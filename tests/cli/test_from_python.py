@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 import raygen
 from cli.main import app
 from raygen.errors import DataError, RunError, SpecError
-from raygen.runs import Run
+from raygen.record.run import Run
+from raygen.storage import Storage
 
 
 def typed(runner: CliRunner, command: str) -> str:
@@ -50,11 +51,12 @@ def test_samples(trained: CliRunner) -> None:
 
 
 def test_a_run_that_was_returned_stands_for_its_best_model(trained_storage: Path) -> None:
-    run = Run.open("vae", trained_storage)
+    storage = Storage(trained_storage)
+    run = Run.open("vae", storage)
     assert torch.equal(raygen.load(run).sample(3), raygen.load("vae").sample(3))
     assert torch.equal(raygen.sample(run, 3), raygen.sample("vae", 3))
     protocol = raygen.Protocol(images=20)
-    runs = [run, Run.open("ae", trained_storage)]
+    runs = [run, Run.open("ae", storage)]
     assert (
         raygen.compare(runs, protocol, metrics=["mse"]).as_json()
         == raygen.compare(["vae", "ae"], protocol, metrics=["mse"]).as_json()

@@ -9,22 +9,34 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from raygen.runs import Run
+from raygen.record.run import Run
+from raygen.storage import Storage
+from tests.cli.conftest import best_folder
 
 # The family's defaults are built like the decoder of an autoencoder with convolutions and 64 latents.
 FROM = ["train", "gan", "--from"]
 
 
-@pytest.mark.parametrize("by", ["name", "folder", "file"])
-def test_from_takes_what_names_a_model(by: str, trained: CliRunner, trained_storage: Path) -> None:
-    place = trained_storage / "shapes" / "best" / "1"
-    named = {"name": "shapes", "folder": str(place), "file": str(place / "model.safetensors")}[by]
+@pytest.mark.parametrize(
+    ("named", "source"),
+    [
+        ("shapes", "shapes"),
+        ("sha", "shapes"),
+        ("shapes/best/1", "shapes/best/1"),
+        ("taken/1", "taken/1"),
+        ("taken/1/model.safetensors", "taken/1/model.safetensors"),
+    ],
+)
+def test_from_takes_what_names_a_model(
+    named: str, source: str, trained: CliRunner, trained_storage: Path, tmp_path: Path
+) -> None:
+    best_folder(trained_storage, "shapes", tmp_path / "taken")
     result = trained.invoke(app, [*FROM, named, "--dry-run"])
     assert result.exit_code == 0, result.stderr
     warm_start = json.loads(result.stdout)["spec"]["warm_start"]
-    assert warm_start["source"] == (named if by == "file" else str(place))
+    assert warm_start["source"] == source
     assert len(warm_start["digest"]) == 16
-    assert f"training gan on digits, from the decoder in {warm_start['source']}, " in result.stderr
+    assert f"training gan on digits, from the decoder in {source}, " in result.stderr
 
 
 def test_a_spec_from_a_file_starts_from_a_decoder_too(trained: CliRunner) -> None:
@@ -39,7 +51,7 @@ def test_a_spec_from_a_file_starts_from_a_decoder_too(trained: CliRunner) -> Non
     ("typed", "said"),
     [
         ("gan --from nothing", "there is no run 'nothing'"),
-        ("gan --from untrained", "untrained has no best checkpoint 1 (state: waiting)"),
+        ("gan --from untrained", "untrained has no best model 1 (state: waiting)"),
         ("gan --from aegan", "holds a model of aegan; --from takes a run of ae, vae or vaegan"),
         ("vae --from shapes", "--from is for gan, whose generator begins as a decoder; leave it out with vae"),
         ("gan --from ae", "type --set model.arch=mlp --set model.latent_dim=6 --set 'model.decoder_hidden=[64]'"),
@@ -54,8 +66,7 @@ def test_what_a_gan_cannot_start_from(typed: str, said: str, trained: CliRunner)
 
 
 def test_a_hybrid_without_a_prior_is_treated_as_an_autoencoder(trained: CliRunner, trained_storage: Path) -> None:
-    run = Run(trained_storage / "critic")
-    assert not run.can_sample()
+    assert not Run(Storage(trained_storage), "critic").look().can_sample
     refused = trained.invoke(app, ["sample", "critic", "-o", "grid.png"])
     assert refused.exit_code == 2
     assert "cannot be sampled: it has no prior over its latents; --prior gmm fits one" in refused.stderr

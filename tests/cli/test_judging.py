@@ -24,9 +24,12 @@ from cli.main import app
 from raygen import comparison, data, evaluation, inspection, prior
 from raygen.data import Dataset
 from raygen.errors import SpecError
-from raygen.evaluation_card import EvaluationCard
+from raygen.evaluation_card import CARD, EvaluationCard
 from raygen.protocol import Protocol
+from raygen.record.run import Run
 from raygen.results import TrainedModel
+from raygen.storage import Storage
+from tests.cli.conftest import best_folder
 
 
 def judged(runner: CliRunner, command: str) -> Any:
@@ -45,10 +48,10 @@ def compared(runner: CliRunner, command: str) -> Result:
 def test_all_suitable_metrics_are_on_the_card(
     trained: CliRunner, trained_storage: Path, digits: Dataset, model: str
 ) -> None:
-    best = trained_storage / model / "best" / "1"
-    (best / "evaluation.json").unlink(missing_ok=True)  # which may hold another test's values on the test part
+    run = Run(Storage(trained_storage), model)
+    run.put_beside_best(CARD, b"{}")  # it may hold another test's values on the test part
     printed = judged(trained, f"evaluate {model} --images 100 --seed 3")
-    card = EvaluationCard.model_validate_json((best / "evaluation.json").read_text())
+    card = EvaluationCard.model_validate_json(run.best_file(CARD))
     assert card.model_dump(mode="json") == printed
     loaded = raygen.load(model, storage=trained_storage)
     expected = evaluation.evaluate(loaded, digits, None, Protocol(images=100, seed=3))
@@ -58,10 +61,9 @@ def test_all_suitable_metrics_are_on_the_card(
     assert {value.prior for value in card.values.values() if value.network} == (
         set() if model == "ae" else {"standard normal"}
     )
-    epochs = [
-        json.loads(line) for line in (trained_storage / model / "trials/001/epochs.jsonl").read_text().splitlines()
-    ]
-    assert card.train_s == next(line["train_s"] for line in epochs if line["epoch"] == loaded.metrics["epoch"])
+    [trial] = run.look().trials
+    assert card.train_s == trial.train_s(loaded.metrics["epoch"])
+    assert card.train_s
 
 
 def test_what_is_left_out_is_said_with_what_would_have_it_in(trained: CliRunner) -> None:
@@ -148,7 +150,7 @@ def test_an_autoencoder_with_a_mixture_is_judged_as_a_sampler(trained: CliRunner
 
 
 def test_a_card_of_a_file_lies_beside_it(trained: CliRunner, trained_storage: Path, tmp_path: Path) -> None:
-    best = trained_storage / "ae" / "best" / "1"
+    best = best_folder(trained_storage, "ae", tmp_path / "taken")
     for name, copy in (("model.safetensors", "mine.safetensors"), ("spec.json", "spec.json")):
         shutil.copy(best / name, tmp_path / copy)
     judged(trained, "evaluate mine.safetensors --metrics mse --images 50")
@@ -237,7 +239,8 @@ def test_an_evaluation_on_one_part_keeps_the_card_of_the_other(trained: CliRunne
     said = compared(trained, "evaluate gan --metrics frechet --split test --reference train --samples 50")
     assert "gan on test images of digits" in said.stderr
     assert "50 samples against 1437 training images" in said.stderr
-    card = EvaluationCard.model_validate_json((trained_storage / "gan/best/1/evaluation.json").read_text())
+    assert "card in gan/best/1\n" in said.stderr
+    card = EvaluationCard.model_validate_json(Run(Storage(trained_storage), "gan").best_file(CARD))
     assert {name: (value.split, value.images) for name, value in card.values.items()} == {
         "val_frechet": ("validation", 60),
         "test_frechet": ("test", 1437),
@@ -266,7 +269,7 @@ def test_a_difference_is_told_beside_the_spread(trained: CliRunner) -> None:
 
 
 def test_models_alike_are_within_the_spread(trained: CliRunner, trained_storage: Path, tmp_path: Path) -> None:
-    shutil.copytree(trained_storage / "gan" / "best" / "1", tmp_path / "twin")
+    best_folder(trained_storage, "gan", tmp_path).rename("twin")
     said = compared(trained, "compare gan twin --metrics frechet").stderr
     assert "gan and twin differ by 0 in val_frechet, within the spread (±0 over images)" in said
 

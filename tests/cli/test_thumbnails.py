@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,13 @@ from cli import console, thumbnails
 from cli.main import app
 from raygen import pictures
 from raygen.errors import RunError
-from raygen.runs import Run
+from raygen.record.attempt import Attempt
+from raygen.record.run import Run
+from raygen.record.trial import TrialWriter
+from raygen.site import History, Site
+from raygen.spec import TrainSpec
+from raygen.storage import Storage
+from tests.cli.conftest import PLAN
 
 
 @pytest.mark.parametrize("columns", [5, 16, 40, 60, 80, 200])
@@ -65,7 +71,7 @@ def test_a_pipe_gets_no_pictures(trained: CliRunner) -> None:
 def test_a_terminal_gets_them(trained_storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=40)
     monkeypatch.setattr(console, "data", lambda: screen)
-    thumbnails.show(Run(trained_storage / "gan"))
+    thumbnails.show(Site(trained_storage).history("gan"))
     assert isinstance(screen.file, io.StringIO)
     best, headed = screen.file.getvalue().splitlines()[:9], screen.file.getvalue().splitlines()[9:]
     assert all(line.count("▀") == 4 * 9 - 1 for line in best)
@@ -75,18 +81,29 @@ def test_a_terminal_gets_them(trained_storage: Path, monkeypatch: pytest.MonkeyP
     assert all(line.count("▀") == 2 * 17 - 1 for line in headed[2:])
 
 
-def test_progress_is_shown_of_a_run_that_has_no_best_model_yet(
-    trained_storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(trained_storage / "ae", tmp_path / "ae", ignore=shutil.ignore_patterns("best"))
+def test_progress_is_shown_of_a_run_that_has_no_best_model_yet(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = TrainSpec.create("ae", {})
+    Run.create(Storage(storage), "train", spec, PLAN, "min", name="ae")
+    attempt = Attempt.begin(Storage(storage), "ae", 1)
+    assert attempt is not None
+    with contextlib.closing(attempt):
+        attempt.new_trial(1, {}, spec)
+        found = Site(storage).history("ae")
+        with contextlib.closing(TrialWriter.begin(attempt.place(1))) as writer:
+            writer.set_state("running")
+            with pytest.raises(RunError, match="ae has no pictures of its training"):
+                show_in_terminal(found, monkeypatch)
+            writer.record_picture(1, pictures.grid(torch.rand(64, 1, 8, 8)), keeps=lambda epoch: True)
+    assert show_in_terminal(found, monkeypatch).startswith("trial 1 after epoch\n1 ")
+
+
+def show_in_terminal(found: History, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a terminal of 80 columns gets to see of a run."""
     screen = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=80)
     monkeypatch.setattr(console, "data", lambda: screen)
-    thumbnails.show(Run(tmp_path / "ae"))
+    thumbnails.show(found)
     assert isinstance(screen.file, io.StringIO)
-    assert screen.file.getvalue().startswith("trial 1 after epoch\n1 ")
-    shutil.rmtree(tmp_path / "ae/trials/001/samples")
-    with pytest.raises(RunError, match="ae has no pictures of its training"):
-        thumbnails.show(Run(tmp_path / "ae"))
+    return screen.file.getvalue()
 
 
 def test_the_same_images_stand_beside_each_other_after_each_epoch() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raygen.queue.job import State
+from raygen.queue.job import JobState
 from tests.typed_commands import CPUS, Queue
 
 
@@ -26,9 +26,9 @@ def queue(shared: Queue, request: pytest.FixtureRequest) -> Iterator[Queue]:
     """The shared queue; jobs that a failed test left are cancelled, so that they do not hold up the next."""
     yield shared
     shared.kill_started()
-    for job in shared.store.list(states=[State.QUEUED, State.STARTING, State.RUNNING, State.RECOVERING]):
+    for job in shared.store.list(states=[JobState.QUEUED, JobState.STARTING, JobState.RUNNING, JobState.RECOVERING]):
         shared.raygen("cancel", job.name)
-        shared.wait_for(job.name, State.CANCELLED, State.SUCCEEDED, State.FAILED)
+        shared.wait_for(job.name, JobState.CANCELLED, JobState.SUCCEEDED, JobState.FAILED)
 
 
 @pytest.fixture

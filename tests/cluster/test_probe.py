@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from filelock import FileLock
 
 from raygen.cluster import node_check
 from raygen.cluster.node_check import Found, NodeFacts, check, own_requirements, problems
-from raygen.cluster.probe import ANSWER, look_around
+from raygen.cluster.probe import ANSWER, ASKED, look_around
 from raygen.errors import ResourceError
 from raygen.queue.client import Submitted
+from raygen.storage import PROBE, Storage
 
 REQUIREMENTS = ["ray[tune]~=2.60", "torch>=2.9", "optuna>=4.5", "psycopg>=3.2; extra == 'postgres'"]
 GOOD: dict[str, Any] = {
@@ -26,19 +28,22 @@ GOOD: dict[str, Any] = {
     "sees_storage": True,
 }
 
+FOLDER, BUCKET = "/shared", "s3://bucket/runs"
 
-def judged(head: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
+
+def judged(head: dict[str, Any], other: dict[str, Any], storage: str = FOLDER) -> dict[str, str]:
     """What is wrong with the two nodes; the one that is not the head comes first, as Ray may name it first."""
     nodes = {"other": NodeFacts(**GOOD | {"address": "10.0.0.2"} | other), "head": NodeFacts(**GOOD | head)}
-    return problems(Found(head="head", nodes=nodes), REQUIREMENTS, Path("/shared"))
+    return problems(Found(head="head", nodes=nodes), REQUIREMENTS, Storage(storage))
 
 
 def having(**versions: str | None) -> dict[str, Any]:
     return {"versions": GOOD["versions"] | versions}
 
 
-def test_nodes_that_have_the_same_pass() -> None:
-    assert judged({}, {}) == {}
+@pytest.mark.parametrize("storage", [FOLDER, BUCKET])
+def test_nodes_that_have_the_same_pass(storage: str) -> None:
+    assert judged({}, {}, storage) == {}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +58,11 @@ def test_what_does_not_matter_may_differ(other: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("other", "what", "instead"),
     [
+        (
+            {"sees_storage": False, "storage_problem": "cannot write /shared/x: Permission denied"},
+            "it cannot write /shared/x: Permission denied",
+            "let the user whom Ray runs as there read and write in /shared",
+        ),
         ({"python": "3.11.9"}, "it has Python 3.11.9 and the head 3.12.4", "use Python 3.12 on all nodes"),
         (having(ray="2.60.0"), "it has ray 2.60.0 and the head 2.60.1", "pip install ray==2.60.1"),
         (having(torch="2.10.0"), "it has torch 2.10.0 and the head 2.9.1+cu128", "pip install torch==2.9.1"),
@@ -76,32 +86,80 @@ def test_a_problem_is_told_with_what_to_do_instead(other: dict[str, Any], what: 
     assert "\n" not in found["other"]
 
 
+@pytest.mark.parametrize(
+    ("other", "what", "instead"),
+    [
+        ({"sees_storage": False}, "it does not find in s3://bucket/runs what", "?endpoint="),
+        (
+            {"sees_storage": False, "storage_problem": "cannot read s3://bucket/runs/x: Access Denied"},
+            "it cannot read s3://bucket/runs/x: Access Denied",
+            "hold credentials that may read and write in that storage, or give the node a role that may",
+        ),
+    ],
+)
+def test_a_bucket_that_a_node_cannot_use_is_told_with_what_to_do(
+    other: dict[str, Any], what: str, instead: str
+) -> None:
+    found = judged({}, other, BUCKET)
+    assert list(found) == ["other"]
+    assert what in found["other"]
+    assert instead in found["other"].partition(what)[2]
+
+
+def test_a_node_where_raygen_cannot_be_imported_is_not_said_to_lack_the_storage() -> None:
+    other = {"import_problem": "libcudart.so.12 is missing", "sees_storage": False}
+    assert "cannot be imported there (libcudart.so.12 is missing)" in judged({}, other, BUCKET)["other"]
+
+
 def test_a_head_that_does_not_answer_is_the_first_problem_and_no_measure_for_others() -> None:
     assert list(judged({"no_answer": "its process died", "versions": {}, "python": ""}, {})) == ["head"]
     assert list(judged({"sees_storage": False}, {"sees_storage": False})) == ["head", "other"]
 
 
+def put_question(storage: Storage) -> str:
+    """Begin a probe, as the machine does that submits it; returns its place."""
+    place = f"{PROBE}-of-a-test"
+    storage.put(f"{place}/{ASKED}", place.encode())
+    return place
+
+
 def test_a_lock_that_nobody_holds_is_told_from_one_that_is_held(tmp_path: Path) -> None:
-    probed = tmp_path / "probed"
-    probed.touch()
-    lock = f"{probed}.lock"
-    free = look_around(str(probed), lock, own_requirements())
+    storage = Storage(tmp_path)
+    place = put_question(storage)
+    lock = str(tmp_path / place / "lock")
+    free = look_around(storage.url, place, lock, own_requirements())
     assert free["lock_problem"] == "is not seen as taken there"
     with FileLock(lock):
-        held = look_around(str(probed), lock, own_requirements())
+        held = look_around(storage.url, place, lock, own_requirements())
     facts = NodeFacts(address="10.0.0.1", **held)
-    assert problems(Found(head="id", nodes={"id": facts}), own_requirements(), tmp_path) == {}
+    assert problems(Found(head="id", nodes={"id": facts}), own_requirements(), storage) == {}
     assert facts.python == platform.python_version()
     assert facts.versions["torch"] == version("torch")
     assert "psycopg" not in facts.versions, "a requirement of an extra is nobody's duty"
 
 
 def test_a_node_without_the_storage_is_left_as_it_is(tmp_path: Path) -> None:
-    probed = tmp_path / "elsewhere" / "probed"
-    found = look_around(str(probed), f"{probed}.lock", ["no-such-package>=1"])
+    elsewhere = tmp_path / "elsewhere"
+    found = look_around(str(elsewhere), "place", str(elsewhere / "place" / "lock"), ["no-such-package>=1"])
     assert found["sees_storage"] is False
     assert found["versions"] == {"no-such-package": None}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_storage_that_holds_something_else_there_is_another(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    place = put_question(storage)
+    storage.put(f"{place}/{ASKED}", b"another probe's")
+    assert look_around(storage.url, place, None, [])["sees_storage"] is False
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_node_that_may_not_write_says_so(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    place = put_question(storage)
+    (tmp_path / place).chmod(0o500)
+    found = look_around(storage.url, place, None, [])
+    assert (found["sees_storage"], "Permission denied" in found["storage_problem"]) == (False, True)
 
 
 class Nodes:
@@ -111,7 +169,7 @@ class Nodes:
 
     def __init__(self, *ids: str) -> None:
         self.ids = set(ids)
-        self.probes: list[Path] = []
+        self.probes: list[str] = []
         self.answer: Callable[[], str] = self.good
 
     def good(self, **bad: dict[str, Any]) -> str:
@@ -123,13 +181,13 @@ class Nodes:
         return self.ids
 
     def submit_python(self, submission_id: str, arguments: list[str]) -> None:
-        probed = Path(arguments[2])
-        assert probed.exists()
-        self.probes.append(probed)
+        _, _, address, place, _ = arguments
+        assert Storage(address).get(f"{place}/{ASKED}") == place.encode()
+        self.probes.append(place)
         self.printed = self.answer()
 
-    def find(self, submission_id: str) -> Submitted:
-        return Submitted("ended", "")
+    def submissions(self) -> dict[str, Submitted]:
+        return {place.lstrip("."): Submitted("ended", "") for place in self.probes}
 
     def stop(self, submission_id: str) -> None:
         raise AssertionError("every probe ends by itself")
@@ -143,38 +201,58 @@ def cluster() -> Nodes:
     return Nodes("aaaaaaaaaaaa", "bbbbbbbbbbbb")
 
 
-def record(folder: Path) -> Path:
-    """The only file that a check leaves."""
-    [path] = folder.iterdir()
-    return path
+class Checked(NamedTuple):
+    """A storage, and where this machine writes down what passed."""
+
+    storage: Storage
+    state: Path
+
+    def check(self, cluster: Nodes) -> None:
+        """Check, which leaves nothing in the storage."""
+        try:
+            check(cluster, self.storage, self.state)
+        finally:
+            assert self.storage.list("") == []
+
+    @property
+    def record(self) -> Path:
+        """The only file that a check leaves."""
+        [path] = self.state.iterdir()
+        return path
 
 
-def test_nodes_that_passed_are_not_looked_at_again(cluster: Nodes, tmp_path: Path) -> None:
-    check(cluster, tmp_path)
-    assert set(json.loads(record(tmp_path).read_text())["nodes"]) == cluster.ids
+@pytest.fixture
+def checked(tmp_path: Path) -> Checked:
+    (tmp_path / "state").mkdir()
+    return Checked(Storage(tmp_path / "storage"), tmp_path / "state")
+
+
+def test_nodes_that_passed_are_not_looked_at_again(cluster: Nodes, checked: Checked) -> None:
+    checked.check(cluster)
+    assert set(json.loads(checked.record.read_text())["nodes"]) == cluster.ids
     cluster.ids.remove("bbbbbbbbbbbb")
-    check(cluster, tmp_path)
+    checked.check(cluster)
     assert len(cluster.probes) == 1
 
 
-def test_a_node_that_joined_later_is_looked_at(cluster: Nodes, tmp_path: Path) -> None:
-    check(cluster, tmp_path)
+def test_a_node_that_joined_later_is_looked_at(cluster: Nodes, checked: Checked) -> None:
+    checked.check(cluster)
     cluster.ids.add("cccccccccccc")
-    check(cluster, tmp_path)
-    check(cluster, tmp_path)
+    checked.check(cluster)
+    checked.check(cluster)
     assert len(cluster.probes) == 2
 
 
-def test_an_interrupted_probe_counts_for_nothing(cluster: Nodes, tmp_path: Path) -> None:
+def test_an_interrupted_probe_counts_for_nothing(cluster: Nodes, checked: Checked) -> None:
     def interrupt() -> str:
         raise KeyboardInterrupt
 
     cluster.answer = interrupt
     with pytest.raises(KeyboardInterrupt):
-        check(cluster, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        checked.check(cluster)
+    assert list(checked.state.iterdir()) == []
     cluster.answer = cluster.good
-    check(cluster, tmp_path)
+    checked.check(cluster)
     assert len(cluster.probes) == 2
 
 
@@ -190,53 +268,53 @@ def test_an_interrupted_probe_counts_for_nothing(cluster: Nodes, tmp_path: Path)
     ids=["a day old", "of another Raygen", "for other requirements", "damaged", "not a record"],
 )
 def test_a_record_that_says_nothing_of_today_is_made_again(
-    change: Callable[[dict[str, Any]], Any], cluster: Nodes, tmp_path: Path
+    change: Callable[[dict[str, Any]], Any], cluster: Nodes, checked: Checked
 ) -> None:
-    check(cluster, tmp_path)
-    path = record(tmp_path)
+    checked.check(cluster)
+    path = checked.record
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    check(cluster, tmp_path)
-    check(cluster, tmp_path)
+    checked.check(cluster)
+    checked.check(cluster)
     assert len(cluster.probes) == 2
 
 
-def test_half_a_record_is_made_again(cluster: Nodes, tmp_path: Path) -> None:
-    check(cluster, tmp_path)
-    path = record(tmp_path)
+def test_half_a_record_is_made_again(cluster: Nodes, checked: Checked) -> None:
+    checked.check(cluster)
+    path = checked.record
     path.write_bytes(path.read_bytes()[:50])
-    check(cluster, tmp_path)
+    checked.check(cluster)
     assert len(cluster.probes) == 2
 
 
-def test_nodes_with_a_problem_are_named_and_looked_at_again(cluster: Nodes, tmp_path: Path) -> None:
+def test_nodes_with_a_problem_are_named_and_looked_at_again(cluster: Nodes, checked: Checked) -> None:
     blind = {"sees_storage": False}
     cluster.answer = lambda: cluster.good(bbbbbbbbbbbb=blind | {"address": "10.0.0.2"})
     with pytest.raises(ResourceError, match=r"^node 10\.0\.0\.2 of http://head:8265 cannot run jobs: it does not see"):
-        check(cluster, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        checked.check(cluster)
+    assert list(checked.state.iterdir()) == []
     cluster.answer = lambda: cluster.good(aaaaaaaaaaaa=blind, bbbbbbbbbbbb=blind)
     with pytest.raises(ResourceError, match=r"^node 10\.0\.0\.1 \(id aaaaaaaa\) of \S+ \(and 1 more node\) cannot"):
-        check(cluster, tmp_path)
+        checked.check(cluster)
     assert len(cluster.probes) == 2
 
 
-def test_a_probe_that_cannot_run_tells_why(cluster: Nodes, tmp_path: Path) -> None:
+def test_a_probe_that_cannot_run_tells_why(cluster: Nodes, checked: Checked) -> None:
     cluster.answer = lambda: "Traceback (most recent call last):\nModuleNotFoundError: No module named 'pydantic'\n"
     with pytest.raises(ResourceError, match=r"the head of .* cannot run jobs: .*'pydantic'; install Raygen's depend"):
-        check(cluster, tmp_path)
+        checked.check(cluster)
 
 
-def test_two_submissions_at_once_do_not_disturb_each_other(cluster: Nodes, tmp_path: Path) -> None:
+def test_two_submissions_at_once_do_not_disturb_each_other(cluster: Nodes, checked: Checked) -> None:
     other = Nodes(*cluster.ids)
 
     def meanwhile() -> str:
-        check(other, tmp_path)
-        assert cluster.probes[0].exists(), "the other's file is its own"
+        check(other, *checked)
+        assert checked.storage.list(cluster.probes[0]), "the other's keys are its own"
         return cluster.good()
 
     cluster.answer = meanwhile
-    check(cluster, tmp_path)
+    checked.check(cluster)
     assert cluster.probes != other.probes
-    check(cluster, tmp_path)
+    checked.check(cluster)
     assert len(cluster.probes) == 1
-    record(tmp_path)
+    assert checked.record.exists()

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from raygen.queue.job import State
+from raygen.queue.job import JobState
+from raygen.record.run import WEIGHTS
+from tests.cluster.weights import training_writes
 from tests.typed_commands import Queue, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -34,8 +36,10 @@ def test_a_search_stops_collapsed_trials_by_name_and_no_healthy_one(queue: Queue
         assert record.reason.startswith("mode collapse: val_coverage is 0")
         assert record.epoch < 20, "stopped after half of its budget"
         assert record.objective is not None
-        assert run.trial(record.number).checkpoint.exists(), "its best checkpoint is kept"
-        assert f"trial {record.number} stopped: mode collapse" in run.log.read_text()
+        checkpoint = run.look().trial(record.number).progress.checkpoint
+        assert checkpoint is not None
+        assert run.storage.entry(checkpoint) is not None, "its best checkpoint is kept"
+        assert f"trial {record.number} stopped: mode collapse" in queue.raygen("logs", "collapsing").stdout
     assert "stopped: mode collapse" in done.stdout
     assert any("mode collapse" in trial["reason"] for trial in run.summary()["trials"])
 
@@ -46,36 +50,34 @@ def test_a_training_that_has_gone_wrong_fails_with_the_reason_and_is_not_retried
     assert done.returncode == 1
     assert "posterior collapse: 0 latent units are active" in done.stderr
     assert "raygen retry" not in done.stdout + done.stderr, "it would end the same"
-    assert (queue.job("latentless").state, queue.job("latentless").attempt) == (State.FAILED, 1)
-    assert queue.run("latentless").best().is_dir()
+    assert (queue.job("latentless").state, queue.job("latentless").attempt) == (JobState.FAILED, 1)
+    assert queue.run("latentless").best_file(WEIGHTS)
 
 
 def test_an_extended_search_keeps_what_it_has_and_goes_on(queue: Queue) -> None:
     common = ["--set", "model.hidden=32", "--name", "extended", "--quiet"]
     assert queue.raygen("tune", "vae", "--trials", "4", "--epochs", "3", *common).returncode == 0
     run = queue.run("extended")
-    before = {trial.number: (trial.folder / "epochs.jsonl").stat().st_mtime_ns for trial in run.trials()}
+    before = training_writes(run, range(1, 5))
     best = run.records()[0].objective
 
     more = queue.raygen("tune", "--extend", "extended", "--trials", "8")
     assert more.returncode == 0, more.stderr
     records = queue.run("extended").records()
     assert sorted(record.number for record in records) == list(range(1, 9))
-    after = {number: (run.trial(number).folder / "epochs.jsonl").stat().st_mtime_ns for number in before}
-    assert after == before, "a finished trial was started again"
+    assert training_writes(run, before) == before, "a finished trial was started again"
     assert len({json.dumps(record.parameters) for record in records}) == 8
     assert records[0].objective is not None
     assert best is not None
     assert records[0].objective >= best
     states = [event.to_state for event in queue.store.events(queue.job("extended"))]
-    assert states.count(State.QUEUED) == states.count(State.SUCCEEDED) == 2
+    assert states.count(JobState.QUEUED) == states.count(JobState.SUCCEEDED) == 2
 
     finished = {record.number for record in records if record.state == "finished"}
     longer = queue.raygen("tune", "--extend", "extended", "--epochs", "5")
     assert longer.returncode == 0, longer.stderr
     for record in queue.run("extended").records():
-        line_epochs = [line["epoch"] for line in run.trial(record.number).epochs()]
-        assert line_epochs == list(range(1, record.epoch + 1))
+        assert [epoch.epoch for epoch in run.look().trial(record.number).epochs] == list(range(1, record.epoch + 1))
         if record.state == "finished":
             assert (record.epoch, record.epochs) == (5, 5)
     assert finished, "of eight trials at least one runs to its end"
@@ -87,9 +89,9 @@ def test_the_best_configurations_are_run_again_on_further_seeds(queue: Queue) ->
     done = queue.raygen("tune", "ae", *options.split())
     assert done.returncode == 0, done.stderr
     run = queue.run("repeated")
-    replicates = [trial for trial in run.trials() if trial.replicate_of is not None]
+    replicates = [trial for trial in run.look().trials if trial.replicate_of is not None]
     assert len(replicates) == 4
-    assert [trial.status().state for trial in replicates] == ["finished"] * 4
+    assert [trial.state for trial in replicates] == ["finished"] * 4
     first, second, *_ = run.records()
     assert {trial.replicate_of for trial in replicates} == {first.number, second.number}
     assert first.mean is not None
@@ -114,14 +116,14 @@ def test_a_search_ends_well_whatever_its_trials_come_to(scheduler: str, queue: Q
     fixed = "--set training.batch_size=32 --set model.width=8 --set search.grace_fraction=0.9 --cpus-per-trial 2"
     options = f"{fixed} {health} --search grid --scheduler {scheduler} --epochs 16 --name {name}"
     assert queue.raygen("tune", "gan", "--space", str(space), *options.split(), "--detach").returncode == 0
-    queue.wait_for(name, State.RUNNING)
+    queue.wait_for(name, JobState.RUNNING)
     run = queue.run(name)
-    wait_until(lambda: bool(run.trials()) and len(run.trials()[0].epochs()) >= 2, "two epochs of the first trial")
+    wait_until(lambda: any(len(trial.epochs) >= 2 for trial in run.look().trials), "two epochs of the first trial")
     assert queue.raygen("cancel", name).returncode == 0
-    queue.wait_for(name, State.CANCELLED)
-    cancelled = run.trials()[0]
-    assert cancelled.status().state == "interrupted"
-    done_before = len(cancelled.epochs())
+    queue.wait_for(name, JobState.CANCELLED)
+    cancelled = run.look().trials[0]
+    assert cancelled.state == "interrupted"
+    done_before = len(cancelled.epochs)
 
     done = queue.raygen("tune", "--resume", name)
     assert done.returncode == 0, done.stderr
@@ -135,7 +137,7 @@ def test_a_search_ends_well_whatever_its_trials_come_to(scheduler: str, queue: Q
     assert (collapsed.state, collapsed.reason.partition(":")[0]) == ("stopped", "mode collapse")
     assert collapsed.objective is not None
     assert (diverged.state, diverged.epoch, diverged.objective) == ("failed", 0, None)
-    assert run.best().is_dir()
+    assert run.best_file(WEIGHTS)
 
 
 def test_a_trial_that_was_stopped_though_ahead_of_the_best_goes_on_from_its_checkpoint(queue: Queue) -> None:
@@ -145,8 +147,9 @@ def test_a_trial_that_was_stopped_though_ahead_of_the_best_goes_on_from_its_chec
     done = queue.raygen("tune", "vae", *fixed.split(), *varied.split())
     assert done.returncode == 0, done.stderr
     run = queue.run("promoted")
-    assert [trial.parameters["optimizer.lr"] for trial in run.trials()] == [0.03, 0.0023, 0.0018]
-    assert [trial.was_promoted for trial in run.trials()] == [False, False, True]
-    assert [len(trial.epochs()) for trial in run.trials()] == [12, 3, 3]
-    assert [line["step"] for line in run.trial(3).epochs()] == [line["step"] for line in run.trial(2).epochs()]
-    assert "trial 3 goes on: it was ahead of the best at epoch 1" in run.log.read_text()
+    trials = run.look().trials
+    assert [trial.parameters["optimizer.lr"] for trial in trials] == [0.03, 0.0023, 0.0018]
+    assert [trial.progress.was_promoted for trial in trials] == [False, False, True]
+    assert [len(trial.epochs) for trial in trials] == [12, 3, 3]
+    assert [epoch.step for epoch in trials[2].epochs] == [epoch.step for epoch in trials[1].epochs]
+    assert "trial 3 goes on: it was ahead of the best at epoch 1" in queue.raygen("logs", "promoted").stdout

@@ -1,6 +1,7 @@
 import errno
 import multiprocessing
 import os
+import platform
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from raygen.data import DataOptions, cache, load
 from raygen.data.folder import ImageFiles
-from raygen.errors import DamagedFilesError, DataError
+from raygen.errors import DamagedFilesError, DamagedFilesWarning, DataError, MachineStorageError
 
 Refusal = Callable[..., str]
 
@@ -128,15 +129,17 @@ def test_what_a_killed_process_left_is_replaced(tmp_path: Path, monkeypatch: pyt
     assert file.suffix == ".npy"
 
 
-def test_no_room_for_the_file(tmp_path: Path, refusal: Refusal) -> None:
+def test_no_room_for_the_file(tmp_path: Path) -> None:
     options = save_noise(tmp_path / "noise.npy", count=1000)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # write() fails half-way, as on a full disk
     try:
-        message = refusal(options.source)
+        with pytest.raises(MachineStorageError) as caught:
+            load(options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert str(cache.folder()) in message
+    message = str(caught.value)
+    assert f"{cache.folder() / 'decoded'} on {platform.node()}" in message
     assert "RAYGEN_CACHE" in message
     assert os.strerror(errno.EFBIG) in message
     assert decoded_files() == []
@@ -196,6 +199,20 @@ def test_truncated_labels_are_read_again(tmp_path: Path, keep_bytes: int) -> Non
 def test_images_without_labels_have_none(tmp_path: Path) -> None:
     dataset = load(save_noise(tmp_path / "noise.npy"))
     assert (dataset.train.labels, dataset.validation.labels) == (None, None)
+
+
+@pytest.mark.parametrize("content", [b"null", b"[]", b"[1]", b'{"a.png": 1}', b"1", b"\xff", b""])
+def test_what_is_left_out_is_read_again_if_its_file_is_damaged(tmp_path: Path, content: bytes) -> None:
+    for number in range(6):
+        Image.new("L", (8, 8), 255).save(tmp_path / f"{number}.png")
+    (tmp_path / "damaged.png").write_bytes(b"")
+    options = DataOptions(source=str(tmp_path))
+    with pytest.warns(DamagedFilesWarning):
+        whole = load(options).damaged
+    [file] = [file for file in decoded_files() if file.name.endswith(".damaged.json")]
+    file.write_bytes(content)
+    with pytest.warns(DamagedFilesWarning):
+        assert load(options).damaged == whole
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 5, 29])

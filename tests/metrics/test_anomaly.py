@@ -18,7 +18,8 @@ from raygen.models._base import ImageShape
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.distributed import CPU
-from raygen.training.loop import build_model, fit
+from raygen.training.loop import fit
+from raygen.training.step import build_model
 from tests.judged import noise
 
 
@@ -62,7 +63,7 @@ def test_a_model_of_zeros_knows_zeros(digits: Dataset, tmp_path: Path) -> None:
     with torch.enable_grad():
         list(fit(spec, zeros, path))
     model = build_model(spec, ImageShape(1, 8, 8), CPU)
-    model.load_state_dict(checkpoint.read_best_weights(path))
+    model.load_state_dict(checkpoint.read_weights(path, prefix=checkpoint.BEST))
     held_out = digits.validation.images.float() / 255
     evidence = Evidence(images=held_out, seed=0, dataset=digits, labels=digits.validation.labels, normal_class=0)
     measured = anomaly_auroc.measure(model, evidence)

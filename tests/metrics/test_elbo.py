@@ -9,7 +9,7 @@ from raygen.metrics import elbo
 from raygen.models._base import ImageShape
 from raygen.spec import TrainSpec
 from raygen.training.distributed import CPU
-from raygen.training.loop import build_model
+from raygen.training.step import build_model
 
 IMAGES = torch.rand(1203, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -16,7 +16,7 @@ from raygen.models._base import ImageShape, Model, Phase
 from raygen.models._options import ModelOptions
 from raygen.spec import TrainSpec
 from raygen.training.distributed import CPU
-from raygen.training.loop import build_model
+from raygen.training.step import build_model
 from tests.judged import noise
 
 IMAGES = torch.rand(1203, 1, 8, 8, generator=torch.Generator().manual_seed(0))

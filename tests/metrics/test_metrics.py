@@ -15,7 +15,7 @@ from raygen.models._base import ImageShape, Model
 from raygen.spec import TrainSpec
 from raygen.training.distributed import CPU
 from raygen.training.evaluation import evaluate
-from raygen.training.loop import build_model
+from raygen.training.step import build_model
 
 FITTING = [
     (metric, model)

@@ -8,7 +8,7 @@ from raygen.metrics import mse
 from raygen.models._base import ImageShape
 from raygen.spec import TrainSpec
 from raygen.training.distributed import CPU
-from raygen.training.loop import build_model
+from raygen.training.step import build_model
 
 SHAPE = ImageShape(3, 8, 9)
 IMAGES = torch.rand(1203, *SHAPE, generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,7 @@ from raygen.metrics import Evidence, compression, psnr, ssim
 from raygen.models._base import ImageShape
 from raygen.spec import TrainSpec
 from raygen.training.distributed import CPU
-from raygen.training.loop import build_model
+from raygen.training.step import build_model
 from tests.judged import noise
 
 SHAPE = ImageShape(3, 12, 13)

@@ -12,7 +12,7 @@ from raygen.data import DataOptions
 from raygen.models._base import Batch, ImageShape
 from raygen.spec import TrainSpec
 from raygen.training.distributed import CPU
-from raygen.training.loop import build_model
+from raygen.training.step import build_model
 
 MakeBatch = Callable[..., Batch]
 SHAPE = ImageShape(1, 8, 8)

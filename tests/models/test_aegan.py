@@ -13,7 +13,7 @@ from raygen.models._base import Batch, ImageShape
 from raygen.results import TrainedModel
 from raygen.spec import TrainSpec
 from raygen.training.distributed import ALONE, CPU
-from raygen.training.loop import Training, build_model
+from raygen.training.step import Training, build_model
 
 MakeBatch = Callable[..., Batch]
 SHAPE = ImageShape(1, 8, 8)

@@ -21,7 +21,7 @@ from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.checkpoint import Progress
 from raygen.training.distributed import ALONE, CPU
-from raygen.training.loop import Training, build_model
+from raygen.training.step import Training, build_model
 
 MakeBatch = Callable[..., Batch]
 

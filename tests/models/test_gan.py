@@ -16,7 +16,8 @@ from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.distributed import ALONE, CPU
 from raygen.training.evaluation import evaluate, held_out_images
-from raygen.training.loop import Training, build_model, fit
+from raygen.training.loop import fit
+from raygen.training.step import Training, build_model
 
 MakeBatch = Callable[..., Batch]
 SHAPE = ImageShape(1, 8, 8)
@@ -181,7 +182,7 @@ def test_the_average_of_the_weights_is_judged_and_kept(digits: Dataset, tmp_path
     path = tmp_path / "checkpoint"
     [epoch] = fit(trained, digits, path)
     average, weights = (checkpoint.read_weights(path, prefix=prefix) for prefix in ("average.", "model."))
-    best = checkpoint.read_best_weights(path)
+    best = checkpoint.read_weights(path, prefix=checkpoint.BEST)
     assert best.keys() == average.keys()
     assert all(torch.equal(best[name], average[name]) for name in best)
     assert not any(torch.equal(best[name], weights[name]) for name in best)

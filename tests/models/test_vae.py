@@ -13,7 +13,7 @@ from raygen import metrics
 from raygen.models._base import Batch, ImageShape, Model
 from raygen.spec import TrainSpec
 from raygen.training.distributed import CPU
-from raygen.training.loop import build_model
+from raygen.training.step import build_model
 
 MakeBatch = Callable[..., Batch]
 SHAPE = ImageShape(1, 8, 8)

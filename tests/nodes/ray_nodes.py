@@ -13,6 +13,7 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from raygen.cluster.ray_jobs import RayJobs
+from tests.storage.servers import free_port
 
 PATIENCE_S = 120
 
@@ -30,8 +31,10 @@ class Nodes:
     """A head and further nodes of one CPU core each: real raylets, which share this machine's address."""
 
     def __init__(self, number: int) -> None:
-        # Ray finds free ports, also for the agent that takes jobs: other Rays of this machine hold the usual ones.
-        head = {"num_cpus": 1, "include_dashboard": True, "dashboard_agent_listen_port": None}
+        # Ray finds free ports, also for the agent that takes jobs: other Rays of this machine hold the usual ones. Of
+        # the dashboard's it insists on the usual one.
+        dashboard = {"include_dashboard": True, "dashboard_port": free_port()}
+        head = {"num_cpus": 1, "dashboard_agent_listen_port": None, **dashboard}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = f"http://{self._cluster.webui_url}"
         for _ in range(number - 1):

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from ray_nodes import Nodes, wait_until
 
-from raygen.queue.job import State
+from raygen.queue.job import JobState
 from tests.typed_commands import Queue
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 LONG = "--epochs 250 --set training.checkpoint_every_s=1"
-ENDED = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+ENDED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def started(queue: Queue, command: str, name: str) -> None:
 def succeeded(queue: Queue, name: str) -> None:
     queue.wait_for(name, *ENDED)
     job = queue.job(name)
-    assert (job.state, job.reason) == (State.SUCCEEDED, ""), queue.run(name).log.read_text()[-3000:]
+    assert (job.state, job.reason) == (JobState.SUCCEEDED, ""), queue.raygen("logs", name).stdout[-3000:]
     states = [record.state for record in queue.run(name).records()]
     assert set(states) <= {"finished", "stopped"}
 
@@ -81,8 +81,8 @@ def test_with_no_further_option_jobs_are_planned_for_the_nodes_and_end(nodes: No
         done = queue.raygen(*command.split(), "--name", name)
         assert done.returncode == 0, done.stderr
         succeeded(queue, name)
-    assert [queue.run(name).plan.each.cpus for name in ("one", "elastic", "search")] == [1, 1, 1]
-    assert queue.run("search").plan.concurrent == 3
+    assert [queue.run(name).look().plan.each.cpus for name in ("one", "elastic", "search")] == [1, 1, 1]
+    assert queue.run("search").look().plan.concurrent == 3
     refused = queue.raygen("train", "vae", "--cpus", "3")
     assert refused.returncode == 2
     assert "3 nodes, the largest with 0 GPUs and 1 CPU core; type --cpus 1" in refused.stderr
@@ -130,7 +130,7 @@ def test_a_job_that_finds_no_node_gives_its_place_back(nodes: Nodes, queue: Queu
     started(queue, f"train vae --workers 3 {LONG} --node-timeout 3 --retries 0", "patient")
     has_begun(queue, "patient")
     kill_one_with_a_process(nodes, queue, "patient")
-    queue.wait_for("patient", State.RECOVERING)
+    queue.wait_for("patient", JobState.RECOVERING)
     assert "no node had room" in queue.store.attempts(queue.job("patient"))[-1].outcome
     started(queue, "train ae --epochs 1 --cpus 1", "other")
     succeeded(queue, "other")

@@ -10,14 +10,14 @@ import pytest
 import torch
 from ray_nodes import Nodes, wait_until
 
-from raygen import data
 from raygen.cluster.ray_jobs import RayJobs
 from raygen.errors import ClusterUnreachableError
 from raygen.plan import Plan
-from raygen.runs import Run, Trial
+from raygen.record.run import Run
+from raygen.record.view import Trial
 from raygen.spec import TrainSpec, TuneSpec
-from raygen.training.checkpoint import MODEL, read_weights
-from raygen.training.loop import fit
+from raygen.storage import Storage
+from tests.cluster.weights import final_weights, training_writes, undisturbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -38,40 +38,49 @@ def jobs(nodes: Nodes) -> RayJobs:
     return RayJobs(nodes.address, remote=True)
 
 
-def submitted(jobs: RayJobs, run: Run, attempt: int = 1) -> Run:
+def create(folder: Path, kind: str, spec: TrainSpec, plan: Plan, name: str) -> Run:
+    return Run.create(Storage(folder), kind, spec, plan, "min", name=name)
+
+
+def submitted(jobs: RayJobs, run: Run) -> Run:
     """Have an attempt at the run begin, as the dispatcher does."""
+    arguments = ["-u", "-m", "raygen.cluster.driver", run.storage.url, run.name, "1"]
 
     def is_accepted() -> bool:
         try:
-            jobs.submit(f"{run.name}-{attempt}", run.folder, attempt)
+            jobs.submit_python(f"{run.name}-1", arguments)
         except ClusterUnreachableError:
             return False
         return True
 
-    run.begin_attempt(attempt)
     wait_until(is_accepted, "the cluster to take the job")
-    wait_until(lambda: bool(run.trials()), "a trial")
+    wait_until(lambda: bool(run.look().trials), "a trial")
     return run
 
 
 def wait_for_end(run: Run) -> None:
-    wait_until(lambda: run.status().state not in ("waiting", "running"), "the end of the run", patience_s=600)
-    assert run.status().state == "finished", run.status().reason
+    # Its process has begun, so a record without it is one that it has left.
+    wait_until(lambda: run.look().status.state not in ("waiting", "running"), "the end of the run", patience_s=600)
+    assert run.look().status.state == "finished", run.look().status.reason
 
 
-def epochs_done(trial: Trial) -> int:
-    return len(trial.epochs())
+def first_trial(run: Run) -> Trial:
+    return run.look().trials[0]
 
 
-def in_state(run: Run, state: str) -> list[Trial]:
-    return [trial for trial in run.trials() if trial.status().state == state]
+def epochs_done(run: Run, number: int = 1) -> int:
+    return len(run.look().trial(number).epochs)
 
 
-def written_at(trial: Trial) -> int:
-    return (trial.folder / "epochs.jsonl").stat().st_mtime_ns
+def checkpoint_of(run: Run) -> str | None:
+    return first_trial(run).progress.checkpoint
 
 
-def seconds_until_it_goes_on(nodes: Nodes, trial: Trial, *, processes: int, instead_of: set[int]) -> float:
+def in_state(run: Run, state: str) -> list[int]:
+    return [trial.number for trial in run.look().trials if trial.state == state]
+
+
+def seconds_until_it_goes_on(nodes: Nodes, run: Run, *, processes: int, instead_of: set[int]) -> float:
     """Wait until so many processes have trained an epoch in the place of those with the given ids."""
     began_at = time.monotonic()
 
@@ -80,8 +89,8 @@ def seconds_until_it_goes_on(nodes: Nodes, trial: Trial, *, processes: int, inst
         return len(found) == processes and not found & instead_of
 
     wait_until(are_there, f"{processes} new processes")
-    before = written_at(trial)
-    wait_until(lambda: written_at(trial) > before, "another epoch")
+    before = first_trial(run).epochs
+    wait_until(lambda: first_trial(run).epochs != before, "another epoch")
     return time.monotonic() - began_at
 
 
@@ -89,16 +98,16 @@ def process_ids(nodes: Nodes) -> set[int]:
     return {process.pid for process in nodes.processes(WORKER)}
 
 
-def assert_as_undisturbed(trial: Trial, path: Path) -> None:
-    assert [line["epoch"] for line in trial.epochs()] == list(range(1, trial.number_of_epochs + 1))
-    spec = trial.spec()
-    *_, last = fit(spec, data.load(spec.data), path)
-    expected, weights = (read_weights(file, prefix=MODEL) for file in (path, trial.checkpoint))
+def assert_as_undisturbed(run: Run, folder: Path) -> None:
+    trial = first_trial(run)
+    assert [epoch.epoch for epoch in trial.epochs] == list(range(1, trial.progress.epochs_wanted + 1))
+    expected, metrics = undisturbed(trial.spec(), folder / "undisturbed")
+    weights = final_weights(run, trial, folder)
     whole, other = (torch.cat([each[name].flatten() for name in sorted(expected)]) for each in (expected, weights))
     difference = ((whole - other).norm() / whole.norm()).item()
     print(f"weights differ by {difference:.1e} from the undisturbed training's")
     assert difference <= 1e-5
-    assert trial.epochs()[-1]["metrics"] == pytest.approx(last.metrics, rel=1e-3)
+    assert trial.epochs[-1].metrics == pytest.approx(metrics, rel=1e-3)
 
 
 def test_a_training_outlives_a_node_that_is_drained_and_one_that_is_killed(
@@ -106,31 +115,29 @@ def test_a_training_outlives_a_node_that_is_drained_and_one_that_is_killed(
 ) -> None:
     spec = TrainSpec.create("ae", {**SETTINGS, "training.checkpoint_every_s": 600})
     plan = Plan(concurrent=1, workers=2, gpus_per_worker=0, cpus_per_worker=1)
-    run = submitted(jobs, Run.create(tmp_path, "train", spec, plan, "min", name="shared"))
-    [trial] = run.trials()
-    wait_until(lambda: epochs_done(trial) >= 3, "three epochs")
-    assert not trial.checkpoint.exists()
+    run = submitted(jobs, create(tmp_path / "runs", "train", spec, plan, "shared"))
+    wait_until(lambda: epochs_done(run) >= 3, "three epochs")
+    assert checkpoint_of(run) is None
 
     drained, *_ = nodes.with_process(WORKER)
     first = process_ids(nodes)
     noticed_at = time.time()
     nodes.drain(drained, deadline_s=12)
     nodes.add()
-    wait_until(trial.checkpoint.exists, "a checkpoint", patience_s=noticed_at + 12 - time.time())
-    print(f"a checkpoint {trial.checkpoint.stat().st_mtime - noticed_at:.1f} s after the notice")
-    assert trial.checkpoint.stat().st_mtime > noticed_at
+    wait_until(lambda: checkpoint_of(run) is not None, "a checkpoint", patience_s=noticed_at + 12 - time.time())
+    print(f"a checkpoint {time.time() - noticed_at:.1f} s after the notice")
     time.sleep(max(noticed_at + 12 - time.time(), 0))
     nodes.kill(drained)
-    took_s = seconds_until_it_goes_on(nodes, trial, processes=2, instead_of=first)
+    took_s = seconds_until_it_goes_on(nodes, run, processes=2, instead_of=first)
     print(f"went on {took_s:.1f} s after the drained node had gone")
 
-    checkpoint, second = trial.checkpoint.stat().st_mtime_ns, process_ids(nodes)
+    checkpoint, second = checkpoint_of(run), process_ids(nodes)
     nodes.kill(nodes.with_process(WORKER)[0])
-    took_s = seconds_until_it_goes_on(nodes, trial, processes=2, instead_of=second)
+    took_s = seconds_until_it_goes_on(nodes, run, processes=2, instead_of=second)
     print(f"went on {took_s:.1f} s after a node had been killed")
-    assert trial.checkpoint.stat().st_mtime_ns == checkpoint, "one was not due"
+    assert checkpoint_of(run) == checkpoint, "one was not due"
     wait_for_end(run)
-    assert_as_undisturbed(trial, tmp_path / "undisturbed")
+    assert_as_undisturbed(run, tmp_path)
 
 
 def test_an_elastic_training_goes_on_with_the_nodes_that_are_left_and_takes_them_back(
@@ -138,34 +145,32 @@ def test_an_elastic_training_goes_on_with_the_nodes_that_are_left_and_takes_them
 ) -> None:
     spec = TrainSpec.create("ae", {**SETTINGS, "training.checkpoint_every_s": 2})
     plan = Plan(concurrent=1, workers=3, gpus_per_worker=0, cpus_per_worker=1, elastic_from=1)
-    run = submitted(jobs, Run.create(tmp_path, "train", spec, plan, "min", name="elastic"))
-    [trial] = run.trials()
-    wait_until(trial.checkpoint.exists, "a checkpoint")
+    run = submitted(jobs, create(tmp_path / "runs", "train", spec, plan, "elastic"))
+    wait_until(lambda: checkpoint_of(run) is not None, "a checkpoint")
     three = process_ids(nodes)
     assert len(three) == 3
     nodes.kill(nodes.with_process(WORKER)[0])
-    took_s = seconds_until_it_goes_on(nodes, trial, processes=2, instead_of=three)
+    took_s = seconds_until_it_goes_on(nodes, run, processes=2, instead_of=three)
     print(f"went on with two {took_s:.1f} s after a node had been killed")
-    done, two = epochs_done(trial), process_ids(nodes)
+    done, two = epochs_done(run), process_ids(nodes)
     nodes.add()
-    took_s = seconds_until_it_goes_on(nodes, trial, processes=3, instead_of=two)
+    took_s = seconds_until_it_goes_on(nodes, run, processes=3, instead_of=two)
     print(f"went on with three {took_s:.1f} s after a node had come")
-    assert epochs_done(trial) > done, "it ends with a checkpoint before it goes on with more"
+    assert epochs_done(run) > done, "it ends with a checkpoint before it goes on with more"
     wait_for_end(run)
-    assert_as_undisturbed(trial, tmp_path / "undisturbed")
+    assert_as_undisturbed(run, tmp_path)
 
 
 def test_a_training_that_waits_for_nodes_ends_at_once_when_asked_to(
     nodes: Nodes, jobs: RayJobs, tmp_path: Path
 ) -> None:
     plan = Plan(concurrent=1, workers=4, gpus_per_worker=0, cpus_per_worker=1)
-    run = submitted(jobs, Run.create(tmp_path, "train", TrainSpec.create("ae", SETTINGS), plan, "min", name="patient"))
-    [trial] = run.trials()
-    wait_until(lambda: trial.status().state == "running", "the trial's actor")
+    run = submitted(jobs, create(tmp_path / "runs", "train", TrainSpec.create("ae", SETTINGS), plan, "patient"))
+    wait_until(lambda: bool(nodes.processes("ResourceTrainable")), "the trial's actor")  # as Tune calls it
     time.sleep(3)
     assert not nodes.processes(WORKER)
-    run.ask_to_stop()
-    wait_until(lambda: run.status().state == "interrupted", "the end of the run", patience_s=10)
+    run.ask_to_stop(1)
+    wait_until(lambda: run.look().status.state == "interrupted", "the end of the run", patience_s=10)
 
 
 def test_a_search_goes_on_when_a_node_is_killed(nodes: Nodes, jobs: RayJobs, tmp_path: Path) -> None:
@@ -178,21 +183,21 @@ def test_a_search_goes_on_when_a_node_is_killed(nodes: Nodes, jobs: RayJobs, tmp
     shorter = {"training.epochs": 40, "model.width": 128}
     spec = TuneSpec.search_over(str(space), "ae", {**SETTINGS, **shorter, **settings})
     plan = Plan(concurrent=3, workers=1, gpus_per_worker=0, cpus_per_worker=1)
-    run = submitted(jobs, Run.create(tmp_path, "tune", spec, plan, "min", name="search"))
+    run = submitted(jobs, create(tmp_path / "runs", "tune", spec, plan, "search"))
     wait_until(lambda: bool(in_state(run, "finished")), "a finished trial")
     wait_until(lambda: len(in_state(run, "running")) == 3, "a trial on every node")
-    finished = {trial.number: written_at(trial) for trial in in_state(run, "finished")}
+    finished = training_writes(run, in_state(run, "finished"))
     killed_at = time.monotonic()
     nodes.kill(nodes.all[-1])
-    others = [(trial, epochs_done(trial)) for trial in in_state(run, "running")]
+    others = [(number, epochs_done(run, number)) for number in in_state(run, "running")]
     wait_until(
-        lambda: all(epochs_done(trial) > done or trial.status().state == "finished" for trial, done in others),
+        lambda: all(epochs_done(run, number) > done or number in in_state(run, "finished") for number, done in others),
         "every trial to go on",
     )
     print(f"all trials went on {time.monotonic() - killed_at:.1f} s after a node had been killed")
     wait_for_end(run)
-    assert [trial.status().state for trial in run.trials()] == ["finished"] * 6
-    assert {number: written_at(run.trial(number)) for number in finished} == finished, "finished, and run again"
-    for trial in run.trials():
-        assert [line["epoch"] for line in trial.epochs()] == list(range(1, 41))
-    assert len(run.best_places()) == 3
+    assert [trial.state for trial in run.look().trials] == ["finished"] * 6
+    assert training_writes(run, finished) == finished, "finished, and run again"
+    for trial in run.look().trials:
+        assert [epoch.epoch for epoch in trial.epochs] == list(range(1, 41))
+    assert len(run.look().best) == 3

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from autoscaled import DASHBOARD, Observed
 
+from raygen.record.run import Run
+from raygen.storage import Storage
+
 pytestmark = pytest.mark.cluster
 
 # What a person types, and beside it what `raygen ls` says until the job has ended.
@@ -36,8 +39,6 @@ def test_a_search_has_nodes_come_and_go(autoscaled: Callable[..., Observed], tmp
     assert shown["on_demand"] == {"most": 2, "gpus": 0, "cpus": 1}
     assert shown["unreachable_since"] is None
     assert all("idle" in node["state_message"] for node in observed.nodes), "nothing but idleness ends a node"
-    states = [
-        trial["state"] for trial in json.loads((tmp_path / "runs" / "first" / "summary.json").read_text())["trials"]
-    ]
+    states = [trial.state for trial in Run(Storage(tmp_path / "runs"), "first").look().trials]
     assert len(states) == 4
     assert set(states) <= {"finished", "stopped"}

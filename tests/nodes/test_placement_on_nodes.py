@@ -16,6 +16,7 @@ from raygen.plan import plan_training
 from raygen.queue.job import Request
 from raygen.queue.store import Store
 from raygen.spec import Resources
+from raygen.storage import Storage
 
 pytestmark = pytest.mark.cluster
 
@@ -34,12 +35,13 @@ def test_eight_jobs_of_one_gpu_start_at_once_on_a_node_of_eight(nodes: Nodes, bi
     capacity = RayJobs(nodes.address, remote=True).capacity()
     plan = plan_training(Resources(gpus=1), capacity)
     assert (plan.gpus_per_worker, plan.cpus_per_worker) == (1, 8)
-    store = Store.open(tmp_path)
+    store = Store.open(Storage(tmp_path))
     about = {"kind": "train", "model": "vae", "data": "digits", "user": "me", "cluster": nodes.address}
     for number in range(9):
         request = Request(
             name=f"job-{number}",
-            folder=str(tmp_path),
+            storage=str(tmp_path),
+            objective="val_elbo",
             processes=plan.processes,
             fewest_processes=plan.fewest_processes,
             gpus_each=plan.gpus_per_worker,

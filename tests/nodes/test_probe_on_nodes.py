@@ -17,6 +17,8 @@ import pytest
 from raygen.cluster import session
 from raygen.cluster.service import Service
 from raygen.errors import ResourceError
+from raygen.storage import Storage
+from tests.storage import servers
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -39,7 +41,7 @@ def free_ports(count: int) -> list[int]:
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Cluster, str]]:
     """A cluster of a head and one more node, and its dashboard's address."""
     # Ray reads the environment when it is imported, and its nodes must find this Python as `python`.
-    for name, value in {**session.ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}.items():
+    for name, value in {**session.ENVIRONMENT, **servers.S3_ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     from ray.cluster_utils import Cluster
@@ -57,17 +59,20 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Cluster, str]]:
 
 
 def test_nodes_are_looked_at_once_and_again_when_one_has_joined(
-    two_nodes: tuple[Cluster, str], tmp_path: Path
+    two_nodes: tuple[Cluster, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray.job_submission import JobSubmissionClient
 
     from raygen.cluster.ray_jobs import RayJobs
 
     cluster, address = two_nodes
-    service = Service(tmp_path / "storage", address)
+    monkeypatch.setenv("RAYGEN_STATE", str(tmp_path / "state"))
+    storage = Storage(tmp_path / "storage")
+    service = Service(storage, address)
 
     def passed() -> set[str]:
         [record] = service.folder.iterdir()
+        assert storage.list() == [], "a probe leaves nothing there"
         return set(json.loads(record.read_text())["nodes"])
 
     def alive() -> set[str]:
@@ -99,6 +104,21 @@ def test_nodes_are_looked_at_once_and_again_when_one_has_joined(
     with pytest.raises(ResourceError, match=r"Raygen requires optuna>=4\.5 \(it has 4\.0\.0\)"):
         service.check_nodes()
     assert len(passed()) == 3, "what was known before stays"
+
+
+def test_every_node_opens_a_bucket_with_what_it_has_itself(
+    two_nodes: tuple[Cluster, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, address = two_nodes
+    monkeypatch.setenv("RAYGEN_STATE", str(tmp_path / "state"))
+    with servers.moto() as endpoint:
+        bucket = Storage(f"s3://{servers.BUCKET}/runs?endpoint={endpoint}")
+        service = Service(bucket, address)
+        service.check_storage()
+        service.check_nodes()
+        assert bucket.list() == []
+        [record] = [each for each in service.folder.iterdir() if each.suffix == ".json"]
+        assert len(json.loads(record.read_text())["nodes"]) == 2
 
 
 def old_optuna(folder: Path) -> Path:

@@ -1,8 +1,8 @@
 """A cluster that runs jobs, without one: what stands behind the dispatcher's client in its tests.
 
 All of it is in a folder, so that it outlives a dispatcher that is killed, and several dispatchers may use it. It does
-to a run folder what a driver does: only for the attempt that may run there, and what it says of a submission follows
-from the time. It runs nothing, and so holds no run's lock; a test that needs it held holds it itself.
+to a run's record what a driver does: only for an attempt that may begin, and what it says of a submission follows from
+the time. It runs nothing, and so holds no run's lock and gives no signs of life; a test that needs either sees to it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from raygen.capacity import Capacity
-from raygen.errors import Cause, ClusterUnreachableError, RunError
+from raygen.errors import Cause, ClusterUnreachableError, JobRefusedError, RunError, StorageError
 from raygen.queue.client import Submitted
-from raygen.queue.job import Placement
-from raygen.runs import Run
-from raygen.runs import State as RunState
+from raygen.queue.job import Job, Placement
+from raygen.record.attempt import Attempt
+from raygen.record.documents import RunState
+from raygen.record.layout import RunKeys
+from raygen.record.reading import Reader
+from raygen.storage import Storage
 
 UNTIL_TOLD = 1e9
 """Seconds that a submission takes where the test says when it starts, or ends."""
@@ -46,6 +49,8 @@ class FakeCluster:
                         "is_reachable": True,
                         "is_full": False,
                         "loses_response": False,
+                        "answer_s": 0.0,
+                        "refusals": {},
                         "submissions": {},
                         "accepted": [],
                         "stops": [],
@@ -71,21 +76,24 @@ class FakeCluster:
                 if each["state"] == "running"
             }
 
-    def submit(self, submission_id: str, folder: Path, attempt: int) -> None:
-        """Accept a submission, unless it is known."""
+    def submit(self, job: Job) -> None:
+        """Accept the submission of a job's current attempt, unless it is known."""
+        submission_id = job.submission_id
         with self._reached() as cluster:
+            if (refusal := cluster["refusals"].get(job.name)) is not None:
+                raise JobRefusedError("the fake cluster refuses it", for_good=refusal)
             if submission_id not in cluster["submissions"]:
-                job = str(folder)
                 starts_at = time.time() + self._start_s
-                run_s = UNTIL_TOLD if folder.name.startswith(ENDLESS) else self._run_s
-                others = [each for each in cluster["submissions"].values() if each["folder"] == job]
+                run_s = UNTIL_TOLD if job.name.startswith(ENDLESS) else self._run_s
+                others = [each for each in cluster["submissions"].values() if each["name"] == job.name]
                 overlapping = [each["id"] for each in others if each["state"] != "ended"]
                 cluster["overlaps"] += [[other, submission_id] for other in overlapping]
-                cluster["accepted"].append([submission_id, job, os.getpid()])
+                cluster["accepted"].append([submission_id, job.name, os.getpid()])
                 cluster["submissions"][submission_id] = {
                     "id": submission_id,
-                    "folder": job,
-                    "attempt": attempt,
+                    "storage": job.storage,
+                    "name": job.name,
+                    "attempt": job.attempt,
                     "state": "pending",
                     "message": "",
                     "starts_at": starts_at,
@@ -95,11 +103,10 @@ class FakeCluster:
         if loses_response:
             raise ClusterUnreachableError("the fake cluster's answer was lost")
 
-    def find(self, submission_id: str) -> Submitted | None:
-        """The submission as it is now."""
+    def submissions(self) -> dict[str, Submitted]:
+        """All that it knows, as they are now."""
         with self._reached() as cluster:
-            submission = cluster["submissions"].get(submission_id)
-            return submission and Submitted(submission["state"], submission["message"])
+            return {name: Submitted(each["state"], each["message"]) for name, each in cluster["submissions"].items()}
 
     def stop(self, submission_id: str) -> None:
         """End a submission's processes, without a word."""
@@ -109,7 +116,35 @@ class FakeCluster:
             if submission:
                 submission.update(state="ended", message="stopped")
 
+    def forget(self, submission_id: str) -> None:
+        """Know nothing of a submission any more."""
+        with self._reached() as cluster:
+            submission = cluster["submissions"].get(submission_id)
+            if submission and submission["state"] != "ended":
+                raise JobRefusedError(f"{submission_id} has not ended", for_good=False)
+            cluster["submissions"].pop(submission_id, None)
+
     # What happens to it
+
+    def answer_after(self, answer_s: float) -> None:
+        """Take so long to answer each question from now on."""
+        with self._changed() as cluster:
+            cluster["answer_s"] = answer_s
+
+    def refuse(self, job: str, *, for_good: bool) -> None:
+        """Take no submission of that job from now on."""
+        with self._changed() as cluster:
+            cluster["refusals"][job] = for_good
+
+    def take(self, job: str) -> None:
+        """Take submissions of that job again."""
+        with self._changed() as cluster:
+            del cluster["refusals"][job]
+
+    def say_of(self, job: str, state: str, message: str) -> None:
+        """Say from now on of the job's submission what it says itself of none."""
+        with self._changed() as cluster:
+            _current(cluster, job).update(state=state, message=message)
 
     def become_unreachable(self) -> None:
         """Answer nobody from now on; what runs goes on."""
@@ -132,8 +167,10 @@ class FakeCluster:
             cluster["loses_response"] = True
 
     def restart(self) -> None:
-        """End everything without a word, and know nothing of it any more."""
+        """End everything without a word, and know nothing of it any more; what has not begun was never accepted."""
         with self._changed() as cluster:
+            pending = {each["id"] for each in cluster["submissions"].values() if each["state"] == "pending"}
+            cluster["accepted"] = [each for each in cluster["accepted"] if each[0] not in pending]
             cluster["submissions"] = {}
 
     def start(self, job: str) -> None:
@@ -142,12 +179,12 @@ class FakeCluster:
             _current(cluster, job)["starts_at"] = 0
 
     def end(self, job: str, state: RunState = "finished", reason: str = "", cause: Cause = "error") -> None:
-        """Have the job's submission end now, leaving that state in its run folder."""
+        """Have the job's submission end now, leaving that state in its record."""
         self.start(job)
         with self._changed() as cluster:
             submission = _current(cluster, job)
             submission.update(state="ended", message="")
-            Run(Path(submission["folder"])).set_status(state, reason, cause=cause)
+            _set_status(submission, state, reason, cause)
 
     def end_without_a_word(self, job: str, message: str = "") -> None:
         """Have the processes of the job's submission be gone; all that tells is the cluster's message."""
@@ -156,10 +193,15 @@ class FakeCluster:
 
     # What came of it
 
+    def known(self) -> set[str]:
+        """The submissions that it knows."""
+        with self._changed() as cluster:
+            return set(cluster["submissions"])
+
     def accepted(self, job: str | None = None) -> list[str]:
         """The submissions that it ever accepted, of one job or of all, the first first."""
         with self._changed() as cluster:
-            return [each for each, folder, _ in cluster["accepted"] if job in (None, Path(folder).name)]
+            return [each for each, name, _ in cluster["accepted"] if job in (None, name)]
 
     def submitters(self) -> set[int]:
         """The processes that it accepted submissions from."""
@@ -180,10 +222,14 @@ class FakeCluster:
 
     @contextmanager
     def _reached(self) -> Iterator[dict[str, Any]]:
+        time.sleep(self._answer_s())
         with self._changed() as cluster:
             if not cluster["is_reachable"]:
                 raise ClusterUnreachableError("the fake cluster does not answer")
             yield cluster
+
+    def _answer_s(self) -> float:
+        return float(json.loads(self._file.read_text())["answer_s"])
 
     @contextmanager
     def _changed(self) -> Iterator[dict[str, Any]]:
@@ -206,11 +252,8 @@ class FakeCluster:
 
 
 def _current(cluster: dict[str, Any], job: str) -> dict[str, Any]:
-    [current] = [
-        each
-        for each in cluster["submissions"].values()
-        if Path(each["folder"]).name == job and each["state"] != "ended"
-    ]
+    submissions = cluster["submissions"].values()
+    [current] = [each for each in submissions if each["name"] == job and each["state"] != "ended"]
     return current  # type: ignore[no-any-return]
 
 
@@ -221,18 +264,48 @@ def _go_on(cluster: dict[str, Any]) -> None:
         if submission["state"] == "ended":
             continue
         try:
-            run = Run(Path(submission["folder"]))
             if submission["state"] == "pending" and submission["starts_at"] <= now:
-                if run.is_attempt(submission["attempt"]):
-                    run.set_status("running")
-                    submission.update(state="running")
-                else:
-                    submission.update(state="ended", message="exit code 3")
+                _begin(submission)
+            _check_is_there(submission)
             if submission["state"] == "running" and submission["ends_at"] <= now:
-                if run.name.startswith(UNLUCKY) and submission["attempt"] == 1:
-                    run.set_status("failed", "a node was lost", cause="lost")
+                if submission["name"].startswith(UNLUCKY) and submission["attempt"] == 1:
+                    _set_status(submission, "failed", "a node was lost", "lost")
                 else:
-                    run.set_status("finished")
+                    _set_status(submission, "finished")
                 submission.update(state="ended")
-        except RunError:  # somebody deleted the run folder
-            submission.update(state="ended", message="exit code 2")
+        except RunError:
+            submission.update(state="ended", message="exit code 1")
+        except StorageError:
+            continue  # what runs goes on
+
+
+def _begin(submission: dict[str, Any]) -> None:
+    storage, name, number = Storage(submission["storage"]), submission["name"], submission["attempt"]
+    try:
+        attempt = Attempt.begin(storage, name, number)
+    except StorageError:
+        submission.update(state="ended", message="exit code 1")
+        return
+    if attempt is not None:
+        with closing(attempt):
+            attempt.set_status("running")
+    if attempt is not None or _is_running(storage, name, number):  # it may have begun before a kill half way
+        submission.update(state="running")
+    else:
+        submission.update(state="ended", message="exit code 3")
+
+
+def _is_running(storage: Storage, name: str, number: int) -> bool:
+    view = Reader(storage, name).look()
+    return view.attempt == number and view.status.state in ("running", "interrupted")
+
+
+def _check_is_there(submission: dict[str, Any]) -> None:
+    if Storage(submission["storage"]).entry(RunKeys(submission["name"]).document) is None:
+        raise RunError("somebody deleted it")
+
+
+def _set_status(submission: dict[str, Any], state: RunState, reason: str = "", cause: Cause = "error") -> None:
+    reader = Reader(Storage(submission["storage"]), submission["name"])
+    with closing(Attempt(reader, submission["attempt"])) as attempt:
+        attempt.set_status(state, reason, cause=cause)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -24,8 +25,9 @@ from raygen.capacity import Capacity
 from raygen.queue import dispatcher, job, store
 from raygen.queue.client import Submitted
 from raygen.queue.dispatcher import Dispatcher
-from raygen.queue.job import Placement
+from raygen.queue.job import Job, Placement
 from raygen.queue.store import Store
+from raygen.storage import Storage
 
 LEASE_S = 0.1
 """Long enough for a dispatcher that is alive, short enough to wait for after every kill."""
@@ -33,7 +35,7 @@ LEASE_S = 0.1
 LONGEST_LIFE_S = 20
 """A dispatcher that has neither come to a new fault point nor ended its jobs by then never will."""
 
-START_S, RUN_S = 0.2, 0.2
+START_S, RUN_S = 0.2, 0.6
 
 
 class Faults:
@@ -53,22 +55,26 @@ class Faults:
 
     def around_commits(self, queue: Store) -> None:
         """Have a fault point before and after every commit, called after what it writes."""
-        writes: list[str] = []
+        threads = threading.local()  # a lease is renewed beside what else is written
         dialect: Any = queue.engine.dialect
         commit = dialect.do_commit
+
+        def written() -> list[str]:
+            threads.writes = getattr(threads, "writes", [])
+            return threads.writes
 
         def remember(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
             verb, _, rest = statement.partition(" ")
             if verb in ("INSERT", "UPDATE", "DELETE"):
                 table = rest.split()[0 if verb == "UPDATE" else 1]
-                writes.append(f"{verb} {table}")
+                written().append(f"{verb} {table}")
                 if table == "events":
                     values = context.compiled_parameters[0]
-                    writes[:] = [f"job {values['job']}: {values['from_state']} → {values['to_state']}"]
+                    written()[:] = [f"job {values['job']}: {values['from_state']} → {values['to_state']}"]
 
         def kill_around(connection: Any) -> None:
-            point = ", ".join(writes) or "nothing"
-            writes.clear()
+            point = ", ".join(written()) or "nothing"
+            written().clear()
             self.at(f"before writing {point}")
             commit(connection)
             self.at(f"after writing {point}")
@@ -97,18 +103,18 @@ class FaultyClient:
         self._faults.at("after placements")
         return placements
 
-    def submit(self, submission_id: str, folder: Path, attempt: int) -> None:
+    def submit(self, job: Job) -> None:
         """Submit."""
-        self._faults.at(f"before submit {submission_id}")
-        self._cluster.submit(submission_id, folder, attempt)
-        self._faults.at(f"after submit {submission_id}")
+        self._faults.at(f"before submit {job.submission_id}")
+        self._cluster.submit(job)
+        self._faults.at(f"after submit {job.submission_id}")
 
-    def find(self, submission_id: str) -> Submitted | None:
-        """Ask for a submission."""
-        self._faults.at("before find")
-        found = self._cluster.find(submission_id)
-        self._faults.at(f"after find: {found and found.state}")
-        return found
+    def submissions(self) -> Mapping[str, Submitted]:
+        """Ask for all submissions."""
+        self._faults.at("before submissions")
+        submissions = self._cluster.submissions()
+        self._faults.at("after submissions")
+        return submissions
 
     def stop(self, submission_id: str) -> None:
         """End a submission."""
@@ -116,11 +122,17 @@ class FaultyClient:
         self._cluster.stop(submission_id)
         self._faults.at("after stop")
 
+    def forget(self, submission_id: str) -> None:
+        """Have a submission be forgotten."""
+        self._faults.at("before forget")
+        self._cluster.forget(submission_id)
+        self._faults.at("after forget")
+
 
 def live(storage: Path, cluster: Path, journal: Path) -> None:
     """Dispatch until no job is left, or until killed."""
     signal.alarm(LONGEST_LIFE_S)
-    queue = Store.open(storage)
+    queue = Store.open(Storage(storage))
     faults = Faults(journal)
     faults.around_commits(queue)
     client = FaultyClient(FakeCluster(cluster, start_s=START_S, run_s=RUN_S), faults)
@@ -136,8 +148,8 @@ def live(storage: Path, cluster: Path, journal: Path) -> None:
 def main() -> None:
     """Start dispatchers for as long as somebody asks for them."""
     paths = [Path(argument) for argument in sys.argv[1:]]
-    store.LEASE_S = dispatcher.LEASE_S = LEASE_S
-    dispatcher.STOP_GRACE_S, job.FIRST_BACKOFF_S = 0.1, 0.05
+    store.LEASE_S = LEASE_S
+    dispatcher.STOP_GRACE_S, dispatcher.FORGET_AFTER_S, job.FIRST_BACKOFF_S = 0.1, 0.0, 0.05
     while os.read(0, 1) == b"g":
         child = os.fork()
         if child == 0:

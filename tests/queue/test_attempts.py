@@ -1,9 +1,10 @@
-"""Fences in the run folder: only the attempt that may run the job touches it, and it begins with a clean slate."""
+"""Who may run a job: only an attempt that nobody has begun, sealed or gone beyond, and only while no other runs."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,17 @@ from making import make_run
 
 from raygen.cluster import driver
 from raygen.errors import Cause, RunError
-from raygen.runs import Run
+from raygen.record import reading
+from raygen.record.attempt import Attempt
+from raygen.record.documents import TrialState
+from raygen.record.layout import RunKeys
+from raygen.record.run import Run
+from raygen.storage import Storage
 
 
 @pytest.fixture
 def run(storage: Path) -> Run:
-    return make_run(storage, "job")
+    return make_run(Storage(storage), "job")
 
 
 @pytest.fixture(autouse=True)
@@ -24,36 +30,75 @@ def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "LOCK_TIMEOUT_S", 0.05)
 
 
-def contents(run: Run) -> dict[str, bytes]:
-    """Everything in the run folder; the lock's file has nothing in it."""
-    files = [path for path in run.folder.rglob("*") if path.is_file() and path.name != "driver.lock"]
-    return {str(path.relative_to(run.folder)): path.read_bytes() for path in files}
+def begin(run: Run, number: int) -> Attempt:
+    attempt = Attempt.begin(run.storage, run.name, number)
+    assert attempt is not None
+    return attempt
+
+
+def drive(run: Run, number: int) -> int:
+    return driver.main(run.storage.url, run.name, str(number))
+
+
+def contents(run: Run) -> dict[str, bytes | None]:
+    """Everything that was written of the run; the lock's file has nothing in it."""
+    keys = [entry.key for entry in run.storage.list(run.name)]
+    return {key: run.storage.get(key) for key in keys if key != RunKeys(run.name).lock}
 
 
 # Who may run
 
 
-@pytest.mark.parametrize("late", ["1", "3"])
-def test_a_driver_of_another_attempt_leaves_the_run_alone(
-    late: str, run: Run, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_driver_of_an_attempt_that_has_begun_leaves_the_run_alone(
+    late: int, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run.begin_attempt(1)
-    run.begin_attempt(2)
+    for number in (1, 2):
+        begin(run, number).close()
     before = contents(run)
-    assert driver.main(str(run.folder), late) == driver.NOT_MINE
+    assert drive(run, late) == driver.NOT_MINE
     assert contents(run) == before
-    assert not run.is_held()
+    assert not reading.is_locked(run.storage, RunKeys(run.name))
     assert capsys.readouterr().err == f"attempt {late} at job is over\n"
 
 
+@pytest.mark.parametrize("sealed", [1, 2])
+def test_a_driver_of_an_attempt_that_was_given_up_before_it_began_leaves_the_run_alone(
+    sealed: int, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(1, sealed):
+        begin(run, number).close()
+    assert run.seal(sealed)
+    assert run.seal(sealed), "whoever was killed after it seals it again"
+    before = run.look()
+    assert drive(run, sealed) == driver.NOT_MINE
+    assert run.look() == before
+    assert capsys.readouterr().err == f"attempt {sealed} at job is over\n"
+
+
+def test_an_attempt_that_has_begun_cannot_be_sealed(run: Run) -> None:
+    begin(run, 1).close()
+    assert not run.seal(1)
+    assert run.look().attempt == 1
+
+
+def test_a_sealed_attempt_is_passed_over(run: Run) -> None:
+    with closing(begin(run, 1)) as first:
+        first.new_trial(1, {}, run.look().spec())
+    assert run.seal(2)
+    assert run.look().attempt == 1
+    begin(run, 3).close()
+    assert [trial.number for trial in run.look().trials] == [1]
+
+
 def test_a_driver_leaves_a_run_alone_that_another_process_holds(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    run.begin_attempt(1)
-    run.set_status("running")
-    before = contents(run)
-    with run.lock():
-        assert driver.main(str(run.folder), "1") == driver.NOT_MINE
-        assert contents(run) == before
-        assert run.status().state == "running"
+    with closing(begin(run, 1)) as attempt:
+        attempt.set_status("running")
+        before = contents(run)
+        with reading.lock(run.storage, RunKeys(run.name)):
+            assert drive(run, 2) == driver.NOT_MINE
+            assert contents(run) == before
+            assert run.look().status.state == "running"
     assert capsys.readouterr().err == "job is being run by another process\n"
 
 
@@ -61,76 +106,99 @@ def test_a_driver_that_waits_for_the_run_asks_afterwards_whether_its_attempt_is_
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "LOCK_TIMEOUT_S", 30.0)
-    run.begin_attempt(1)
     with ThreadPoolExecutor() as threads:
-        with run.lock():
-            late = threads.submit(driver.main, str(run.folder), "1")
+        with reading.lock(run.storage, RunKeys(run.name)):
+            late = threads.submit(drive, run, 1)
             time.sleep(0.2)  # it waits
             assert not late.done()
-            run.begin_attempt(2)
+            begin(run, 2).close()
             before = contents(run)
         assert late.result(timeout=10) == driver.NOT_MINE
     assert contents(run) == before
 
 
-def test_a_run_that_was_never_handed_out_has_no_attempt(run: Run) -> None:
-    with pytest.raises(RunError, match=r"attempt\.json is missing"):
-        run.is_attempt(1)
+def test_only_one_of_many_that_begin_the_same_attempt_at_once_runs_it(run: Run) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        begun = list(threads.map(lambda _: Attempt.begin(run.storage, run.name, 1), range(8)))
+    [attempt] = [each for each in begun if each is not None]
+    attempt.close()
+
+
+def test_an_attempt_whose_first_write_arrived_without_an_answer_has_begun(run: Run) -> None:
+    """A bucket is asked again then, and finds what was written: it says that somebody was faster."""
+
+    class Forgetful(Storage):
+        def create(self, key: str, content: bytes) -> bool:
+            super().create(key, content)
+            return False
+
+    attempt = Attempt.begin(Forgetful(run.storage.url), run.name, 1)
+    assert attempt is not None
+    attempt.close()
+    assert Attempt.begin(Forgetful(run.storage.url), run.name, 1) is None
+
+
+def test_a_run_that_is_not_there_has_no_attempt(storage: Path) -> None:
+    with pytest.raises(RunError, match="there is no run 'job' in "):
+        Attempt.begin(Storage(storage), "job", 1)
 
 
 # What an attempt begins with
 
 
 @pytest.mark.parametrize("state", ["running", "finished", "failed", "interrupted"])
-def test_a_new_attempt_knows_nothing_of_how_the_last_one_ended(state: str, run: Run) -> None:
-    run.begin_attempt(1)
-    run.set_status(state, "because", exit_code=1, cause="lost")  # type: ignore[arg-type]
-    run.begin_attempt(2)
-    status = run.status()
-    assert (status.state, status.reason, status.exit_code, status.cause) == ("waiting", "", 0, "error")
-    assert (run.is_attempt(1), run.is_attempt(2)) == (False, True)
+def test_a_new_attempt_knows_nothing_of_how_the_last_one_ended(state: TrialState, run: Run) -> None:
+    with closing(begin(run, 1)) as first:
+        first.set_status(state, "because", exit_code=1, cause="lost")
+    with closing(begin(run, 2)), reading.lock(run.storage, RunKeys(run.name)):
+        status = run.look().status
+    assert (status.state, status.reason, status.exit_code, status.cause) == ("running", "", 0, "error")
+    assert run.look().attempt == 2
 
 
 def test_a_new_attempt_does_not_stop_because_the_last_one_was_asked_to(run: Run) -> None:
-    run.begin_attempt(1)
-    run.ask_to_stop()
-    run.begin_attempt(2)
-    assert not run.should_stop()
-
-
-def test_an_attempt_that_is_begun_again_after_a_crash_half_way_is_whole(run: Run) -> None:
-    """The dispatcher was killed when it had written the attempt's number, and nothing else yet."""
-    run.begin_attempt(1)
-    run.set_status("failed", "because", cause="lost")
-    run.ask_to_stop()
-    before = (run.folder / "attempt.json").read_text()
-    (run.folder / "attempt.json").write_text(before.replace("1", "2"))
-    run.begin_attempt(2)
-    assert (run.status().state, run.should_stop(), run.is_attempt(2)) == ("waiting", False, True)
+    begin(run, 1).close()
+    run.ask_to_stop(1)
+    with closing(begin(run, 2)) as second:
+        time.sleep(0.6)  # longer than from one look to the next
+        assert not second.should_stop()
+        run.ask_to_stop(2)
+        deadline = time.monotonic() + 10
+        while not second.should_stop() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert second.should_stop()
 
 
 # Which trials go on
 
 
-TRIALS: list[tuple[str, Cause]] = [
+TRIALS: list[tuple[TrialState, Cause]] = [
     ("finished", "error"),
     ("stopped", "error"),
     ("interrupted", "error"),
     ("failed", "lost"),
     ("failed", "out of memory"),
     ("failed", "error"),
+    ("running", "error"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("only", "reopened"),
-    [("lost", {4}), ("out of memory", {5}), ("error", {6}), ("bad input", set()), (None, {4, 5, 6})],
-)
-def test_only_trials_that_failed_for_that_cause_go_on(only: Cause | None, reopened: set[int], run: Run) -> None:
-    for number, (state, cause) in enumerate(TRIALS, start=1):
-        run.new_trial(number, {}, run.spec()).set_status(state, f"reason {number}", cause=cause)  # type: ignore[arg-type]
-    run.reopen(only=only)
-    for number, (state, _) in enumerate(TRIALS, start=1):
-        status = run.trial(number).status()
-        expected = "interrupted" if number in reopened else state
-        assert (status.state, status.reason) == (expected, f"reason {number}")
+@pytest.mark.parametrize(("is_retried", "reopened"), [(False, {4, 7}), (True, {4, 5, 6, 7})])
+def test_trials_that_were_lost_go_on_and_all_that_failed_if_somebody_asks(
+    is_retried: bool, reopened: set[int], run: Run
+) -> None:
+    with closing(begin(run, 1)) as first:
+        for number, (state, cause) in enumerate(TRIALS, start=1):
+            first.new_trial(number, {}, run.look().spec())
+            first.set_trial_state(number, state, f"reason {number}", cause)
+    if is_retried:
+        run.request(reopens=True)
+    begin(run, 2).close()
+    for trial, (state, _) in zip(run.look().trials, TRIALS, strict=True):
+        expected = "interrupted" if trial.number in reopened else state
+        assert (trial.state, trial.progress.reason) == (expected, f"reason {trial.number}")
+    # What was asked for is done once: trials that fail again are left alone by the attempt after.
+    with closing(begin(run, 3)) as third:
+        third.set_trial_state(5, "failed", "again", "out of memory")
+    begin(run, 4).close()
+    assert run.look().trial(5).state == "failed"

@@ -2,82 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from fake_cluster import FakeCluster
+from looking import (
+    away,
+    held,
+    history,
+    is_asked_to_stop,
+    let_backoffs_pass,
+    lost,
+    now,
+    outcomes,
+    run_of,
+    start,
+    status_of,
+)
 from making import CLUSTER, let_leases_run_out, queue_job
+from typer.testing import CliRunner
 
+from cli.main import app
 from raygen.capacity import Capacity, OnDemand
 from raygen.errors import Cause
 from raygen.queue import dispatcher as dispatcher_module
 from raygen.queue import job as job_module
+from raygen.queue import store as store_module
 from raygen.queue.client import JobsClient, Submitted
 from raygen.queue.dispatcher import Dispatcher
-from raygen.queue.job import Job, Placement, State
+from raygen.queue.job import WAITING, Job, JobState, Placement
 from raygen.queue.store import Store
-from raygen.runs import Run
+from raygen.record.attempt import Attempt
+from raygen.record.layout import RunKeys
+from raygen.record.reading import Reader
+from raygen.record.trial import TrialWriter
+from raygen.storage import Storage
+from raygen.training.loop import Epoch
 
-NEVER_S = 1e9
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was lost is tried again at the next look; who is asked to stop has for ever."""
-    monkeypatch.setattr(job_module, "FIRST_BACKOFF_S", 0.0)
-    monkeypatch.setattr(dispatcher_module, "STOP_GRACE_S", NEVER_S)
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[FakeCluster]:
-    """A cluster of four CPU cores, where submissions start and end when told."""
-    cluster = FakeCluster(tmp_path / "cluster")
-    yield cluster
-    cluster.check()
-
-
-@pytest.fixture
-def queue(storage: Path) -> Store:
-    return Store.open(storage)
-
-
-@pytest.fixture
-def dispatcher(queue: Store, cluster: FakeCluster) -> Dispatcher:
-    return Dispatcher(queue, cluster, CLUSTER)
-
-
-def now(queue: Store, job: Job) -> Job:
-    return queue.get(job.id)
-
-
-def run_of(job: Job) -> Run:
-    return Run(Path(job.folder))
-
-
-def history(queue: Store, job: Job) -> list[State]:
-    return [event.to_state for event in queue.events(job)]
-
-
-def outcomes(queue: Store, job: Job) -> list[str]:
-    return [attempt.outcome for attempt in queue.attempts(job)]
-
-
-def start(queue: Store, cluster: FakeCluster, dispatcher: Dispatcher, job: Job) -> Job:
-    """Have the job run on the cluster, and the dispatcher know."""
-    dispatcher.tick()
-    cluster.start(job.name)
-    dispatcher.tick()
-    started = now(queue, job)
-    assert started.state is State.RUNNING
-    return started
-
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 # From the queue to the end
 
@@ -88,15 +61,15 @@ def test_a_job_is_submitted_once_and_followed_to_its_end(
     job = queue_job(queue, storage)
     for _ in range(3):
         dispatcher.tick()
-        assert now(queue, job).state is State.STARTING
+        assert now(queue, job).state is JobState.STARTING
     cluster.start("job")
     for _ in range(3):
         dispatcher.tick()
-        assert now(queue, job).state is State.RUNNING
+        assert now(queue, job).state is JobState.RUNNING
     cluster.end("job")
     for _ in range(3):
         dispatcher.tick()
-    assert history(queue, job) == [State.QUEUED, State.STARTING, State.RUNNING, State.SUCCEEDED]
+    assert history(queue, job) == [JobState.QUEUED, JobState.STARTING, JobState.RUNNING, JobState.SUCCEEDED]
     assert outcomes(queue, job) == ["succeeded"]
     assert cluster.accepted() == [now(queue, job).submission_id]
 
@@ -108,7 +81,7 @@ def test_a_job_that_ends_before_anybody_looks_has_ended(
     dispatcher.tick()
     cluster.end("job")
     dispatcher.tick()
-    assert history(queue, job) == [State.QUEUED, State.STARTING, State.SUCCEEDED]
+    assert history(queue, job) == [JobState.QUEUED, JobState.STARTING, JobState.SUCCEEDED]
 
 
 def test_jobs_start_as_devices_become_free(
@@ -116,10 +89,10 @@ def test_jobs_start_as_devices_become_free(
 ) -> None:
     jobs = [queue_job(queue, storage, f"job-{number}", cpus_each=2) for number in range(3)]
     dispatcher.tick()
-    assert [now(queue, job).state for job in jobs] == [State.STARTING, State.STARTING, State.QUEUED]
+    assert [now(queue, job).state for job in jobs] == [JobState.STARTING, JobState.STARTING, JobState.QUEUED]
     cluster.end("job-1")
     dispatcher.tick()
-    assert [now(queue, job).state for job in jobs] == [State.STARTING, State.SUCCEEDED, State.STARTING]
+    assert [now(queue, job).state for job in jobs] == [JobState.STARTING, JobState.SUCCEEDED, JobState.STARTING]
 
 
 def test_jobs_for_another_cluster_are_left_alone(
@@ -127,7 +100,7 @@ def test_jobs_for_another_cluster_are_left_alone(
 ) -> None:
     job = queue_job(queue, storage)
     Dispatcher(queue, FakeCluster(tmp_path / "other"), "another").tick()
-    assert now(queue, job).state is State.QUEUED
+    assert now(queue, job).state is JobState.QUEUED
 
 
 @pytest.mark.parametrize("cause", ["out of memory", "bad input", "non-finite loss", "error"])
@@ -139,15 +112,11 @@ def test_what_would_fail_again_is_not_tried_again(
     for _ in range(3):
         dispatcher.tick()
     ended = now(queue, job)
-    assert (ended.state, ended.reason, ended.attempt, ended.losses) == (State.FAILED, "as it had to", 1, 0)
+    assert (ended.state, ended.reason, ended.attempt, ended.losses) == (JobState.FAILED, "as it had to", 1, 0)
     assert len(cluster.accepted()) == 1
 
 
 # Attempts that are lost
-
-
-def lost(cluster: FakeCluster) -> None:
-    cluster.end("job", "failed", "a node was lost", cause="lost")
 
 
 def gone(cluster: FakeCluster) -> None:
@@ -179,12 +148,12 @@ def test_lost_attempts_are_followed_by_as_many_as_may_be(
     job = queue_job(queue, storage, retries=retries)
     for _ in range(retries + 1):
         dispatcher.tick()
-        assert now(queue, job).state is State.STARTING
+        assert now(queue, job).state is JobState.STARTING
         lose(cluster)
         dispatcher.tick()
     ended = now(queue, job)
     times = f"{retries + 1} time{'s' if retries else ''}"
-    assert (ended.state, ended.attempt) == (State.FAILED, retries + 1)
+    assert (ended.state, ended.attempt) == (JobState.FAILED, retries + 1)
     assert ended.reason == f"lost {times}, the last time because {LOSSES[lose]}"
     assert outcomes(queue, job)[:-1] == [f"recovering: {LOSSES[lose]}"] * retries
     assert len(cluster.accepted()) == retries + 1
@@ -202,28 +171,22 @@ def test_the_next_attempt_waits_longer_after_each_loss(
         dispatcher.tick()
         dispatcher.tick()
         waiting = now(queue, job)
-        assert waiting.state is State.RECOVERING
+        assert waiting.state is JobState.RECOVERING
         assert "is tried again at" in queue.reasons([waiting])[job.id]
         waits.append(-queue.seconds_since(waiting.not_before))
         let_backoffs_pass(queue)
     assert waits == [pytest.approx(expected, abs=5) for expected in (100, 200, 300)]
 
 
-def let_backoffs_pass(queue: Store) -> None:
-    with queue.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE jobs SET not_before = 0")
-
-
 def test_a_job_that_recovers_may_succeed(
     queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
 ) -> None:
     job = start(queue, cluster, dispatcher, queue_job(queue, storage))
-    gone_then = run_of(job)
-    gone_then.ask_to_stop()  # asked of the first attempt, not of the second
+    run_of(job).ask_to_stop(job.attempt)  # asked of the first attempt, not of the second
     cluster.end_without_a_word("job")
     dispatcher.tick()
-    assert not gone_then.should_stop()
-    start(queue, cluster, dispatcher, job)
+    second = start(queue, cluster, dispatcher, job)
+    assert (second.attempt, is_asked_to_stop(second)) == (2, False)
     cluster.end("job")
     dispatcher.tick()
     assert outcomes(queue, job) == ["recovering: its processes were ended", "succeeded"]
@@ -299,7 +262,7 @@ def test_a_lost_answer_to_a_submission_submits_once(
     job = queue_job(queue, storage)
     cluster.lose_the_next_response()
     dispatcher.tick()
-    assert (now(queue, job).state, len(cluster.accepted())) == (State.STARTING, 1)
+    assert (now(queue, job).state, len(cluster.accepted())) == (JobState.STARTING, 1)
     start(queue, cluster, dispatcher, job)
     cluster.end("job")
     dispatcher.tick()
@@ -311,23 +274,54 @@ def test_a_restarted_cluster_is_no_loss_of_the_jobs(
     queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
 ) -> None:
     job = queue_job(queue, storage, retries=0)
-    for attempt in (1, 2, 3):
-        assert start(queue, cluster, dispatcher, job).attempt == attempt
-        cluster.restart()
+    start(queue, cluster, dispatcher, job)
+    cluster.restart()
+    dispatcher.tick()
+    for _ in range(5):  # a job that was only starting has nothing to do with that
         dispatcher.tick()
+        cluster.restart()
     start(queue, cluster, dispatcher, job)
     cluster.end("job")
     dispatcher.tick()
-    assert now(queue, job).losses == 0
-    forgotten = "recovering: the cluster was restarted and does not know it"
-    assert outcomes(queue, job) == [forgotten, forgotten, forgotten, "succeeded"]
+    ended = now(queue, job)
+    assert (ended.attempt, ended.losses, ended.restarts) == (2, 0, 1)
+    assert outcomes(queue, job) == ["recovering: the cluster was restarted and does not know it", "succeeded"]
+
+
+def test_a_job_that_every_cluster_dies_of_is_not_tried_for_ever(
+    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+) -> None:
+    job = queue_job(queue, storage, retries=2)
+    for _ in range(50):
+        dispatcher.tick()
+        if now(queue, job).state is JobState.FAILED:
+            break
+        start(queue, cluster, dispatcher, job)
+        cluster.restart()
+    ended = now(queue, job)
+    assert (ended.state, ended.attempt, ended.restarts) == (JobState.FAILED, 4, 4)
+    assert ended.reason == "lost 3 times, the last time because the cluster was restarted 4 times while it ran"
+    again = queue.retry(ended)
+    assert (again.losses, again.restarts) == (0, 0)
+
+
+def test_a_job_that_stopped_on_request_before_the_cluster_was_restarted_was_not_ended_by_that(
+    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+) -> None:
+    job = queue_job(queue, storage, retries=0)
+    for attempt in (1, 2, 3):  # as `raygen down` and `raygen up` do
+        assert start(queue, cluster, dispatcher, job).attempt == attempt
+        cluster.end("job", "interrupted", "stopped on request; what was trained is kept")
+        cluster.restart()
+        dispatcher.tick()
+    assert (now(queue, job).restarts, now(queue, job).losses) == (0, 0)
 
 
 @pytest.mark.parametrize(
-    ("cause", "state"), [(None, State.SUCCEEDED), ("out of memory", State.FAILED), ("lost", State.STARTING)]
+    ("cause", "state"), [(None, JobState.SUCCEEDED), ("out of memory", JobState.FAILED), ("lost", JobState.STARTING)]
 )
 def test_what_ended_before_the_cluster_was_restarted_has_ended(
-    cause: Cause | None, state: State, queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+    cause: Cause | None, state: JobState, queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
 ) -> None:
     job = start(queue, cluster, dispatcher, queue_job(queue, storage))
     if cause is None:
@@ -340,109 +334,319 @@ def test_what_ended_before_the_cluster_was_restarted_has_ended(
     assert now(queue, job).losses == 0
 
 
-# Run folders
+# Records
 
 
 def test_an_attempt_is_over_when_its_process_has_let_go_of_the_run(
     queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
 ) -> None:
     job = start(queue, cluster, dispatcher, queue_job(queue, storage))
-    with run_of(job).lock():
+    with held(job):
         cluster.end("job")
-        dispatcher.tick()
-        assert now(queue, job).state is State.RUNNING
+        for _ in range(3):
+            dispatcher.tick()
+        waiting = now(queue, job)
+        assert waiting.state is JobState.RUNNING
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        assert waiting.reason == f"over for the cluster, but {holder} still holds the run"
+        assert [event.reason for event in queue.events(job)].count(waiting.reason) == 1
     dispatcher.tick()
-    assert now(queue, job).state is State.SUCCEEDED
+    assert (now(queue, job).state, now(queue, job).reason) == (JobState.SUCCEEDED, "")
+
+
+SLEEP = """
+import sys, time
+from raygen.record import reading
+from raygen.record.attempt import Attempt
+from raygen.record.layout import RunKeys
+from raygen.storage import Storage
+storage, name = Storage(sys.argv[1]), sys.argv[2]
+with reading.lock(storage, RunKeys(name)):
+    Attempt.begin(storage, name, 1).set_status("running")
+    print("runs", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_ls_and_show_say_which_process_sleeps_and_its_end_lets_the_next_attempt_begin(
+    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+) -> None:
+    job = queue_job(queue, storage)
+    dispatcher.tick()
+    command = [sys.executable, "-c", SLEEP, str(storage), "job"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "runs\n"
+            process.send_signal(signal.SIGSTOP)
+            cluster.start("job")
+            dispatcher.tick()
+            cluster.restart()  # which leaves it behind
+            for _ in range(3):
+                dispatcher.tick()
+            assert now(queue, job).attempt == 1
+            told = f"over for the cluster, but process {process.pid} on {socket.gethostname()} still holds the run"
+            [listed] = json.loads(CliRunner().invoke(app, ["ls", "-o", "json"]).stdout)
+            assert (listed["state"], listed["reason"]) == ("running", told)
+            shown = CliRunner().invoke(app, ["show", "job"])
+            assert told in " ".join(shown.stdout.split())
+        finally:
+            process.kill()
+    dispatcher.tick()
+    second = start(queue, cluster, dispatcher, job)
+    assert (second.attempt, second.reason) == (2, "")
 
 
 def test_a_process_that_a_restarted_cluster_left_behind_ends_before_the_next_attempt(
     queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
 ) -> None:
     job = start(queue, cluster, dispatcher, queue_job(queue, storage))
-    with run_of(job).lock():
+    with held(job):
         cluster.restart()
         for _ in range(3):
             dispatcher.tick()
         assert now(queue, job).attempt == 1
-        assert run_of(job).is_attempt(1)
+        assert run_of(job).look().attempt == 1
     dispatcher.tick()
     assert now(queue, job).attempt == 2
 
 
-def test_a_process_that_still_holds_the_run_keeps_an_attempt_from_beginning(
-    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
-) -> None:
-    job = queue_job(queue, storage)
-    run = run_of(job)
-    with run.lock():
-        run.set_status("running")
-        dispatcher.tick()
-        dispatcher.tick()
-        assert run.status().state == "running"
-        assert cluster.accepted() == []
-    dispatcher.tick()
-    assert len(cluster.accepted()) == 1
-
-
-@pytest.mark.parametrize("at", ["queued", "running", "ended"])
-def test_a_run_folder_that_was_deleted_fails_its_job_and_no_other(
+@pytest.mark.parametrize("at", ["submitted", "running", "ended"])
+def test_a_run_that_was_deleted_fails_its_job_and_no_other(
     at: str, queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
 ) -> None:
     job = queue_job(queue, storage)
-    if at != "queued":
+    dispatcher.tick()
+    if at != "submitted":
         start(queue, cluster, dispatcher, job)
     if at == "ended":
         cluster.end("job")
-    shutil.rmtree(job.folder)
+    run_of(job).remove()
     other = queue_job(queue, storage, "other")
     dispatcher.tick()
     dispatcher.tick()
     ended = now(queue, job)
-    assert ended.state is State.FAILED
-    assert "is missing: this is not a whole run folder" in ended.reason
-    assert now(queue, other).state is State.STARTING
+    assert ended.state is JobState.FAILED
+    assert ended.reason.startswith("there is no run 'job' in ")
+    assert now(queue, other).state is JobState.STARTING
 
 
-def test_a_run_folder_that_cannot_be_written_fails_its_job_and_no_other(
-    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+DAMAGES: dict[str, Callable[[RunKeys], str]] = {
+    "run": lambda keys: keys.document,
+    "attempt": lambda keys: keys.attempt(1).document,
+    "status": lambda keys: keys.attempt(1).status,
+    "result": lambda keys: keys.attempt(1).result,
+    "trial": lambda keys: keys.attempt(1).trial(1).document,
+    "progress": lambda keys: keys.attempt(1).trial(1).start(1).progress,
+}
+BROKEN = {
+    "no JSON": b"\x00\xff",
+    "of another version": b'{"format": 2}',
+    "no document": b"[1]",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_fails_its_job_and_no_other(
+    damage: str, broken: str, queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
 ) -> None:
-    job, other = queue_job(queue, storage), queue_job(queue, storage, "other")
-    # In the way of a file, where taking away permissions would not stop root.
-    (Path(job.folder) / ".attempt.json.partial").mkdir()
-    dispatcher.tick()
-    assert now(queue, job).state is State.FAILED
-    assert now(queue, job).reason.startswith("its run folder cannot be used: cannot write ")
-    assert cluster.accepted() == [now(queue, other).submission_id]
-
-
-def test_a_run_folder_that_cannot_be_read_for_a_while_holds_up_no_other_job(
-    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
-) -> None:
-    job = start(queue, cluster, dispatcher, queue_job(queue, storage))
+    job = start(queue, cluster, dispatcher, with_trial(queue_job(queue, storage), cluster, dispatcher))
     cluster.end("job")
-    state = Path(job.folder) / "state.json"
-    readable = state.rename(state.with_name("elsewhere"))
-    state.mkdir()  # reading it is an error of the file system, also for root
+    key = DAMAGES[damage](RunKeys("job"))
+    Storage(storage).put(key, BROKEN[broken])
     other = queue_job(queue, storage, "other")
     dispatcher.tick()
-    assert (now(queue, job).state, now(queue, other).state) == (State.RUNNING, State.STARTING)
-    state.rmdir()
-    readable.rename(state)
+    ended = now(queue, job)
+    assert (ended.state, ended.best_value) == (JobState.FAILED, None)
+    assert ended.reason.startswith(f"{key} ")
+    assert now(queue, other).state is JobState.STARTING
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"format": 1, "ki'])
+@pytest.mark.parametrize("damage", ["attempt", "status", "result"])
+def test_a_document_that_a_loss_of_power_tore_costs_an_attempt(
+    damage: str, torn: bytes, queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+) -> None:
+    job = start(queue, cluster, dispatcher, with_trial(queue_job(queue, storage), cluster, dispatcher))
+    cluster.end("job")
+    Storage(storage).put(DAMAGES[damage](RunKeys("job")), torn)
     dispatcher.tick()
-    assert now(queue, job).state is State.SUCCEEDED
+    lost = now(queue, job)
+    assert (lost.state in (*WAITING, JobState.STARTING), lost.losses) == (True, 1)
+    start(queue, cluster, dispatcher, lost)
+    cluster.end("job")
+    dispatcher.tick()
+    ended = now(queue, job)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2)
 
 
-def test_a_cancelled_job_whose_folder_cannot_be_read_is_ended_all_the_same(
+def with_trial(job: Job, cluster: FakeCluster, dispatcher: Dispatcher) -> Job:
+    """The job, with a trial that was trained for one epoch."""
+    dispatcher.tick()
+    cluster.start(job.name)
+    dispatcher.tick()
+    run = run_of(job)
+    with closing(Attempt(Reader(run.storage, run.name), 1)) as attempt:
+        attempt.new_trial(1, {}, run.look().spec())
+        with closing(TrialWriter.begin(attempt.place(1))) as writer:
+            writer.record_epoch(Epoch(epoch=1, step=1, metrics={"val_mse": 0.5}, train_s=1.0, is_best=True))
+            writer.set_state("finished")
+    return job
+
+
+def test_an_ended_job_tells_its_best_value_without_its_record(
     queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+) -> None:
+    job = with_trial(queue_job(queue, storage), cluster, dispatcher)
+    assert now(queue, job).best_value is None
+    cluster.end("job")
+    dispatcher.tick()
+    run_of(job).remove()
+    assert now(queue, job).best_value == 0.5
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_lock_that_is_no_file_is_a_damaged_record(
+    is_cancelled: bool, queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
 ) -> None:
     job = start(queue, cluster, dispatcher, queue_job(queue, storage))
     cluster.end_without_a_word("job")
-    lock = Path(job.folder) / "driver.lock"
+    lock = storage / RunKeys("job").lock
     lock.unlink(missing_ok=True)
     lock.mkdir()
-    queue.cancel(job)
+    if is_cancelled:
+        queue.cancel(job)
     dispatcher.tick()
-    assert now(queue, job).state is State.CANCELLED
+    assert now(queue, job).state is (JobState.CANCELLED if is_cancelled else JobState.FAILED)
+
+
+def before_it_begins(queue: Store, cluster: FakeCluster, dispatcher: Dispatcher, job: Job) -> None:
+    dispatcher.tick()
+    cluster.end_without_a_word("job")
+
+
+def while_it_runs(queue: Store, cluster: FakeCluster, dispatcher: Dispatcher, job: Job) -> None:
+    start(queue, cluster, dispatcher, job)
+    cluster.end_without_a_word("job")
+
+
+def after_its_end(queue: Store, cluster: FakeCluster, dispatcher: Dispatcher, job: Job) -> None:
+    start(queue, cluster, dispatcher, job)
+    cluster.end("job")
+
+
+def forgotten(queue: Store, cluster: FakeCluster, dispatcher: Dispatcher, job: Job) -> None:
+    start(queue, cluster, dispatcher, job)
+    cluster.restart()
+
+
+def cancelled(queue: Store, cluster: FakeCluster, dispatcher: Dispatcher, job: Job) -> None:
+    queue.cancel(start(queue, cluster, dispatcher, job))
+    cluster.end_without_a_word("job")
+
+
+def cancelled_and_forgotten(queue: Store, cluster: FakeCluster, dispatcher: Dispatcher, job: Job) -> None:
+    queue.cancel(start(queue, cluster, dispatcher, job))
+    cluster.restart()
+
+
+@pytest.mark.parametrize(
+    ("happens", "outcome"),
+    [
+        (before_it_begins, "recovering: it could not be started, and its storage was away"),
+        (while_it_runs, "recovering: its processes were ended, and its storage was away"),
+        (after_its_end, "succeeded"),
+        (forgotten, "recovering: the cluster was restarted and does not know it"),
+        (cancelled, "cancelled: on request"),
+        (cancelled_and_forgotten, "cancelled: on request"),
+    ],
+)
+def test_while_a_storage_is_away_nothing_is_concluded_of_its_jobs_and_others_go_on(
+    happens: Callable[[Store, FakeCluster, Dispatcher, Job], None],
+    outcome: str,
+    queue: Store,
+    storage: Path,
+    tmp_path: Path,
+    cluster: FakeCluster,
+    dispatcher: Dispatcher,
+) -> None:
+    job = queue_job(queue, tmp_path / "another")
+    happens(queue, cluster, dispatcher, job)
+    with away(tmp_path / "another"):
+        before = now(queue, job)
+        other = queue_job(queue, storage, "other")
+        for _ in range(3):
+            dispatcher.tick()
+        waiting = now(queue, job)
+        assert (waiting.state, waiting.attempt) == (before.state, before.attempt)
+        assert "Too many levels of symbolic links" in waiting.reason
+        assert now(queue, other).state is JobState.STARTING
+    dispatcher.tick()
+    assert outcomes(queue, job)[0] == outcome
+    assert now(queue, job).losses == 0
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_job_that_is_to_end_is_ended_although_its_storage_is_away(
+    is_cancelled: bool,
+    queue: Store,
+    storage: Path,
+    tmp_path: Path,
+    cluster: FakeCluster,
+    dispatcher: Dispatcher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It cannot be asked to stop, and its processes hold devices that others wait for."""
+    cluster.be_full(not is_cancelled)
+    job = start(queue, cluster, dispatcher, queue_job(queue, tmp_path / "another", node_timeout_s=0))
+    dispatcher.tick()
+    if is_cancelled:
+        queue.cancel(job)
+    with away(tmp_path / "another"):
+        dispatcher.tick()
+        assert cluster.stops() == []
+        monkeypatch.setattr(dispatcher_module, "STOP_GRACE_S", 0.0)
+        dispatcher.tick()
+        assert cluster.stops() == [job.submission_id]
+        dispatcher.tick()
+        assert now(queue, job).state is JobState.RUNNING
+    dispatcher.tick()
+    assert now(queue, job).state is (JobState.CANCELLED if is_cancelled else JobState.STARTING)
+
+
+def test_an_attempt_that_was_given_up_before_it_began_never_begins(
+    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+) -> None:
+    job = queue_job(queue, storage)
+    before_it_begins(queue, cluster, dispatcher, job)
+    dispatcher.tick()
+    place = Storage(storage)
+    assert Attempt.begin(place, "job", 1) is None
+    assert (now(queue, job).attempt, run_of(job).look().attempt) == (2, 0)
+    second = start(queue, cluster, dispatcher, job)
+    assert run_of(job).look().attempt == second.attempt == 2
+    assert Attempt.begin(place, "job", 1) is None
+
+
+def test_what_an_attempt_writes_after_the_next_has_begun_is_not_what_its_job_is_judged_by(
+    queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
+) -> None:
+    job = start(queue, cluster, dispatcher, queue_job(queue, storage))
+    run = run_of(job)
+    late = Attempt(Reader(run.storage, run.name), 1)
+    cluster.end_without_a_word("job")
+    dispatcher.tick()
+    dispatcher.tick()
+    start(queue, cluster, dispatcher, job)
+    with closing(late):
+        late.new_trial(1, {}, run.look().spec())
+        late.set_trial_state(1, "finished")
+        late.set_status("failed", "as it had to")
+    cluster.end_without_a_word("job")
+    dispatcher.tick()
+    assert outcomes(queue, job)[1] == "recovering: its processes were ended"
+    assert run.look().trials == ()
 
 
 # Cancelling
@@ -452,7 +656,7 @@ def test_a_waiting_job_is_cancelled_at_once(
     queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher
 ) -> None:
     job = queue_job(queue, storage)
-    assert queue.cancel(job).state is State.CANCELLED
+    assert queue.cancel(job).state is JobState.CANCELLED
     dispatcher.tick()
     assert cluster.accepted() == []
 
@@ -464,7 +668,7 @@ def test_a_recovering_job_is_cancelled_at_once(
     monkeypatch.setattr(job_module, "FIRST_BACKOFF_S", 100.0)
     lost(cluster)
     dispatcher.tick()
-    assert queue.cancel(now(queue, job)).state is State.CANCELLED
+    assert queue.cancel(now(queue, job)).state is JobState.CANCELLED
     let_backoffs_pass(queue)
     dispatcher.tick()
     assert len(cluster.accepted()) == 1
@@ -474,21 +678,18 @@ def test_a_job_that_is_cancelled_before_its_submission_is_never_submitted(
     queue: Store, storage: Path, cluster: FakeCluster
 ) -> None:
     job = queue_job(queue, storage)
-
-    def cancel() -> None:
-        queue.cancel(now(queue, job))
-
-    napping = Dispatcher(queue, Napping(cluster, cancel), CLUSTER)
+    store = NappingStore(queue, lambda: queue.cancel(now(queue, job)))
+    napping = Dispatcher(store, cluster, CLUSTER)
     napping.tick()
     napping.tick()
-    assert now(queue, job).state is State.CANCELLED
+    assert now(queue, job).state is JobState.CANCELLED
     assert outcomes(queue, job) == ["cancelled: on request"]
     assert cluster.accepted() == []
 
 
-@pytest.mark.parametrize("state", [State.STARTING, State.RUNNING])
+@pytest.mark.parametrize("state", [JobState.STARTING, JobState.RUNNING])
 def test_a_cancelled_job_may_write_its_checkpoints_before_it_is_ended(
-    state: State,
+    state: JobState,
     queue: Store,
     storage: Path,
     cluster: FakeCluster,
@@ -497,19 +698,19 @@ def test_a_cancelled_job_may_write_its_checkpoints_before_it_is_ended(
 ) -> None:
     job = queue_job(queue, storage)
     dispatcher.tick()
-    if state is State.RUNNING:
+    if state is JobState.RUNNING:
         start(queue, cluster, dispatcher, job)
     queue.cancel(job)
     for _ in range(3):
         dispatcher.tick()
-    assert run_of(job).should_stop()
+    assert is_asked_to_stop(now(queue, job))
     assert (now(queue, job).state, cluster.stops()) == (state, [])
     monkeypatch.setattr(dispatcher_module, "STOP_GRACE_S", 0.0)
     dispatcher.tick()
     assert set(cluster.stops()) == {now(queue, job).submission_id}
     assert now(queue, job).state is state  # it still holds its devices
     dispatcher.tick()
-    assert now(queue, job).state is State.CANCELLED
+    assert now(queue, job).state is JobState.CANCELLED
     assert len(cluster.accepted()) == 1
 
 
@@ -521,7 +722,7 @@ def test_a_cancelled_job_that_stops_by_itself_is_not_ended_by_force(
     dispatcher.tick()
     cluster.end("job", "interrupted", "stopped on request")
     dispatcher.tick()
-    assert (now(queue, job).state, cluster.stops()) == (State.CANCELLED, [])
+    assert (now(queue, job).state, cluster.stops()) == (JobState.CANCELLED, [])
 
 
 def test_a_job_that_had_finished_when_it_was_cancelled_has_succeeded(
@@ -531,7 +732,7 @@ def test_a_job_that_had_finished_when_it_was_cancelled_has_succeeded(
     cluster.end("job")
     queue.cancel(job)
     dispatcher.tick()
-    assert now(queue, job).state is State.SUCCEEDED
+    assert now(queue, job).state is JobState.SUCCEEDED
 
 
 def test_a_submission_that_arrives_after_its_job_was_cancelled_may_not_run(
@@ -541,8 +742,8 @@ def test_a_submission_that_arrives_after_its_job_was_cancelled_may_not_run(
     queue.cancel(job)
     cluster.restart()
     dispatcher.tick()
-    assert now(queue, job).state is State.CANCELLED
-    assert not run_of(job).is_attempt(job.attempt)
+    assert now(queue, job).state is JobState.CANCELLED
+    assert Attempt.begin(Storage(job.storage), job.name, job.attempt) is None
 
 
 def test_a_cancelled_job_has_ended_when_its_process_has_let_go_of_the_run(
@@ -550,12 +751,12 @@ def test_a_cancelled_job_has_ended_when_its_process_has_let_go_of_the_run(
 ) -> None:
     job = start(queue, cluster, dispatcher, queue_job(queue, storage))
     queue.cancel(job)
-    with run_of(job).lock():
+    with held(job):
         cluster.end_without_a_word("job")
         dispatcher.tick()
-        assert now(queue, job).state is State.RUNNING
+        assert now(queue, job).state is JobState.RUNNING
     dispatcher.tick()
-    assert now(queue, job).state is State.CANCELLED
+    assert now(queue, job).state is JobState.CANCELLED
 
 
 def test_a_job_is_cancelled_once_the_cluster_answers_again(
@@ -566,13 +767,13 @@ def test_a_job_is_cancelled_once_the_cluster_answers_again(
     queue.cancel(job)
     for _ in range(5):
         dispatcher.tick()
-    assert now(queue, job).state is State.RUNNING
+    assert now(queue, job).state is JobState.RUNNING
     cluster.become_reachable()
     dispatcher.tick()
-    assert run_of(job).should_stop()
+    assert is_asked_to_stop(now(queue, job))
     cluster.end_without_a_word("job")
     dispatcher.tick()
-    assert now(queue, job).state is State.CANCELLED
+    assert now(queue, job).state is JobState.CANCELLED
 
 
 def test_a_cancelled_job_that_a_restarted_cluster_forgot_is_not_tried_again(
@@ -583,21 +784,21 @@ def test_a_cancelled_job_that_a_restarted_cluster_forgot_is_not_tried_again(
     cluster.restart()
     dispatcher.tick()
     dispatcher.tick()
-    assert now(queue, job).state is State.CANCELLED
+    assert now(queue, job).state is JobState.CANCELLED
     assert len(cluster.accepted()) == 1
 
 
-def test_a_cancelled_job_whose_folder_was_deleted_is_ended_all_the_same(
+def test_a_cancelled_job_whose_run_was_deleted_is_ended_all_the_same(
     queue: Store, storage: Path, cluster: FakeCluster, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher_module, "STOP_GRACE_S", 0.0)
     job = queue_job(queue, storage)
     dispatcher.tick()
     queue.cancel(job)
-    shutil.rmtree(job.folder)
+    run_of(job).remove()
     dispatcher.tick()
     dispatcher.tick()
-    assert now(queue, job).state is State.CANCELLED
+    assert now(queue, job).state is JobState.CANCELLED
 
 
 def test_a_cancelled_job_can_be_tried_again(
@@ -610,7 +811,7 @@ def test_a_cancelled_job_can_be_tried_again(
     dispatcher.tick()
     queue.retry(now(queue, job))
     start(queue, cluster, dispatcher, job)
-    assert not run_of(job).should_stop()
+    assert not is_asked_to_stop(now(queue, job))
     cluster.end("job")
     dispatcher.tick()
     assert outcomes(queue, job) == ["cancelled: on request", "succeeded"]
@@ -643,7 +844,7 @@ def test_a_job_without_a_node_says_what_it_waits_for_and_goes_on_once_it_has_one
     dispatcher.tick()
     placed = now(queue, job)
     assert (queue.reasons([placed]), placed.unplaced_since) == ({}, None)
-    assert placed.state is State.RUNNING
+    assert placed.state is JobState.RUNNING
 
 
 def test_a_job_that_no_node_has_room_for_gives_its_place_back_and_that_is_no_loss(
@@ -654,7 +855,7 @@ def test_a_job_that_no_node_has_room_for_gives_its_place_back_and_that_is_no_los
     dispatcher.tick()
     other = queue_job(queue, storage, "other", cpus_each=4)
     dispatcher.tick()
-    assert run_of(job).should_stop(), "it may write its checkpoints first"
+    assert is_asked_to_stop(now(queue, job)), "it may write its checkpoints first"
     assert cluster.stops() == []
     monkeypatch.setattr(dispatcher_module, "STOP_GRACE_S", 0.0)
     monkeypatch.setattr(job_module, "FIRST_BACKOFF_S", 100.0)
@@ -662,19 +863,19 @@ def test_a_job_that_no_node_has_room_for_gives_its_place_back_and_that_is_no_los
     assert cluster.stops() == [now(queue, job).submission_id]
     dispatcher.tick()
     waiting = now(queue, job)
-    assert (waiting.state, waiting.losses) == (State.RECOVERING, 0)
+    assert (waiting.state, waiting.losses) == (JobState.RECOVERING, 0)
     assert outcomes(queue, job) == ["recovering: no node had room for it for 0 s"]
-    assert now(queue, other).state is State.STARTING
+    assert now(queue, other).state is JobState.STARTING
     cluster.be_full(False)
     cluster.start("other")
     cluster.end("other")
     let_backoffs_pass(queue)
     dispatcher.tick()
     start(queue, cluster, dispatcher, job)
-    assert not run_of(job).should_stop()
+    assert not is_asked_to_stop(now(queue, job))
     cluster.end("job")
     dispatcher.tick()
-    assert now(queue, job).state is State.SUCCEEDED
+    assert now(queue, job).state is JobState.SUCCEEDED
 
 
 def test_a_job_waits_longer_for_nodes_that_come_on_demand(
@@ -691,33 +892,73 @@ def test_a_job_waits_longer_for_nodes_that_come_on_demand(
     for _ in range(3):
         dispatcher.tick()
     assert queue.reasons([now(queue, job)]) == {job.id: "waiting for 1 more node with 8 CPU cores"}
-    assert not run_of(job).should_stop()
+    assert not is_asked_to_stop(now(queue, job))
     queue.set_on_demand(CLUSTER, None)
     dispatcher.tick()
-    assert run_of(job).should_stop()
+    assert is_asked_to_stop(now(queue, job))
 
 
 # Several dispatchers
 
 
-class Napping:
-    """The cluster for a dispatcher that falls asleep once, as it hears of a submission, while `meanwhile` happens."""
+class Nap:
+    """What happens while a dispatcher sleeps, once."""
 
-    def __init__(self, cluster: FakeCluster, meanwhile: Callable[[], None] | None = None) -> None:
+    def __init__(self, meanwhile: Callable[[], object] | None = None) -> None:
         self.meanwhile = meanwhile
-        self._cluster = cluster
-        self.capacity: Callable[[], Capacity] = cluster.capacity
-        self.placements: Callable[[], Mapping[str, Placement]] = cluster.placements
-        self.submit = cluster.submit
-        self.stop = cluster.stop
 
-    def find(self, submission_id: str) -> Submitted | None:
-        """What the cluster said before the nap."""
-        found = self._cluster.find(submission_id)
+    def sleep(self) -> None:
+        """Have it happen."""
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile:
             meanwhile()
-        return found
+
+
+class NappingStore(Store):
+    """The queue for a dispatcher that falls asleep as it has claimed a job."""
+
+    def __init__(self, queue: Store, meanwhile: Callable[[], object]) -> None:
+        super().__init__(queue.engine.url)
+        self._nap = Nap(meanwhile)
+
+    def claim(self, dispatcher: int) -> Job | None:
+        """Claim, and fall asleep."""
+        claimed = super().claim(dispatcher)
+        self._nap.sleep()
+        return claimed
+
+
+class Napping:
+    """The cluster for a dispatcher that falls asleep as it hears of submissions, or as it is about to submit."""
+
+    def __init__(self, cluster: FakeCluster, *, heard: Nap | None = None, submits: Nap | None = None) -> None:
+        self._cluster = cluster
+        self._heard, self._submits = heard or Nap(), submits or Nap()
+        self.capacity: Callable[[], Capacity] = cluster.capacity
+        self.placements: Callable[[], Mapping[str, Placement]] = cluster.placements
+        self.stop = cluster.stop
+        self.forget = cluster.forget
+
+    def submissions(self) -> Mapping[str, Submitted]:
+        """What the cluster said before the nap."""
+        submissions = self._cluster.submissions()
+        self._heard.sleep()
+        return submissions
+
+    def submit(self, job: Job) -> None:
+        """Submit after the nap what was right before it."""
+        self._submits.sleep()
+        self._cluster.submit(job)
+
+
+def sleepy(queue: Store, cluster: FakeCluster, asleep: str, meanwhile: Callable[[], object]) -> Dispatcher:
+    """A dispatcher that falls asleep between its claim of a job and its submission, before or after it looks again."""
+    if asleep == "as it has claimed":
+        return Dispatcher(NappingStore(queue, meanwhile), cluster, CLUSTER)
+    return Dispatcher(queue, Napping(cluster, submits=Nap(meanwhile)), CLUSTER)
+
+
+both_naps = pytest.mark.parametrize("asleep", ["as it has claimed", "as it submits"])
 
 
 def test_the_jobs_of_a_dispatcher_that_leaves_are_adopted_at_once(
@@ -728,7 +969,7 @@ def test_the_jobs_of_a_dispatcher_that_leaves_are_adopted_at_once(
     cluster.end("job")
     other = Dispatcher(queue, cluster, CLUSTER)
     other.tick()
-    assert now(queue, job).state is State.SUCCEEDED
+    assert now(queue, job).state is JobState.SUCCEEDED
     assert len(queue.dispatchers()) == 1
 
 
@@ -738,7 +979,7 @@ def test_a_dispatcher_that_leaves_lets_its_jobs_run(
     job = queue_job(queue, storage)
     dispatcher.tick()
     dispatcher.leave()
-    assert now(queue, job).state is State.STARTING
+    assert now(queue, job).state is JobState.STARTING
     assert queue.dispatchers() == []
     assert cluster.stops() == []
 
@@ -771,18 +1012,21 @@ def test_a_dispatcher_that_wakes_up_works_on_as_another(
     first = start(queue, cluster, dispatcher, queue_job(queue, storage, cpus_each=4))
     let_leases_run_out(queue)
     Dispatcher(queue, cluster, CLUSTER).tick()
-    monkeypatch.setattr(dispatcher_module, "LEASE_S", 0.0)  # so that it knows that time has passed
     cluster.end("job")
+    monkeypatch.setattr(store_module, "LEASE_S", 1.0)
+    time.sleep(0.4)  # so that its own is to be renewed
     dispatcher.tick()
-    assert now(queue, first).state is State.RUNNING  # that is for the other to say
+    assert now(queue, first).state is JobState.RUNNING  # that is for the other to say
     assert len(queue.dispatchers()) == 2
     let_leases_run_out(queue)
+    time.sleep(0.4)
     dispatcher.tick()
-    assert now(queue, first).state is State.SUCCEEDED
+    assert now(queue, first).state is JobState.SUCCEEDED
 
 
+@both_naps
 def test_a_dispatcher_that_slept_while_its_job_was_submitted_and_ended_leaves_it_alone(
-    queue: Store, storage: Path, cluster: FakeCluster
+    asleep: str, queue: Store, storage: Path, cluster: FakeCluster
 ) -> None:
     job = queue_job(queue, storage)
 
@@ -792,16 +1036,17 @@ def test_a_dispatcher_that_slept_while_its_job_was_submitted_and_ended_leaves_it
         other.tick()
         cluster.end("job")
 
-    Dispatcher(queue, Napping(cluster, go_on), CLUSTER).tick()
-    assert run_of(job).status().state == "finished"
+    sleepy(queue, cluster, asleep, go_on).tick()
+    assert status_of(job).state == "finished"
     let_leases_run_out(queue)
     Dispatcher(queue, cluster, CLUSTER).tick()
     assert outcomes(queue, job) == ["succeeded"]
     assert len(cluster.accepted()) == 1
 
 
+@both_naps
 def test_a_dispatcher_that_slept_through_a_whole_attempt_does_not_bring_it_back(
-    queue: Store, storage: Path, cluster: FakeCluster
+    asleep: str, queue: Store, storage: Path, cluster: FakeCluster
 ) -> None:
     job = queue_job(queue, storage)
 
@@ -813,11 +1058,10 @@ def test_a_dispatcher_that_slept_through_a_whole_attempt_does_not_bring_it_back(
         other.tick()
         start(queue, cluster, other, job)
 
-    Dispatcher(queue, Napping(cluster, go_on), CLUSTER).tick()
-    run = run_of(job)
-    assert run.is_attempt(2)
+    sleepy(queue, cluster, asleep, go_on).tick()
+    assert run_of(job).look().attempt == 2
     cluster.end("job")
-    assert run.status().state == "finished"
+    assert status_of(job).state == "finished"
     assert len(cluster.accepted()) == 2
 
 
@@ -833,19 +1077,20 @@ def test_what_a_dispatcher_concluded_before_it_slept_is_not_written(
         other.tick()
         start(queue, cluster, other, job)
 
-    client = Napping(cluster)
-    sleepy = Dispatcher(queue, client, CLUSTER)
-    start(queue, cluster, sleepy, job)
+    nap = Nap()
+    napping = Dispatcher(queue, Napping(cluster, heard=nap), CLUSTER)
+    start(queue, cluster, napping, job)
     cluster.end_without_a_word("job")
-    client.meanwhile = go_on
+    nap.meanwhile = go_on
     before_nap = len(queue.events(job))
-    sleepy.tick()
-    assert history(queue, job)[before_nap:] == [State.RECOVERING, State.STARTING, State.RUNNING]
+    napping.tick()
+    assert history(queue, job)[before_nap:] == [JobState.RECOVERING, JobState.STARTING, JobState.RUNNING]
     assert now(queue, job).attempt == 2
 
 
+@both_naps
 def test_a_dispatcher_that_slept_until_its_job_was_removed_goes_on(
-    queue: Store, storage: Path, cluster: FakeCluster
+    asleep: str, queue: Store, storage: Path, cluster: FakeCluster
 ) -> None:
     job = queue_job(queue, storage)
 
@@ -857,8 +1102,7 @@ def test_a_dispatcher_that_slept_until_its_job_was_removed_goes_on(
         other.tick()
         queue.remove(now(queue, job))
 
-    sleepy = Dispatcher(queue, Napping(cluster, go_on), CLUSTER)
-    sleepy.tick()
+    sleepy(queue, cluster, asleep, go_on).tick()
     assert len(cluster.accepted()) == 1
 
 
@@ -915,7 +1159,7 @@ def test_dispatchers_that_share_a_queue_submit_every_job_once(url: sa.URL, stora
     queue.engine.dispose()
     cluster.check()
     ended = [now(queue, job) for job in jobs]
-    assert {(job.state, job.attempt, job.losses) for job in ended} == {(State.SUCCEEDED, 1, 0)}
+    assert {(job.state, job.attempt, job.losses) for job in ended} == {(JobState.SUCCEEDED, 1, 0)}
     assert sorted(cluster.accepted()) == sorted(job.submission_id for job in ended)
     assert len(cluster.submitters()) == TWO
     queue.engine.dispose()

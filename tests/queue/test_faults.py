@@ -21,8 +21,9 @@ from typer.testing import CliRunner
 from cli import render
 from cli.main import app
 from raygen.queue.dispatcher import Dispatcher
-from raygen.queue.job import ENDED, State
+from raygen.queue.job import ENDED, JobState
 from raygen.queue.store import Store
+from raygen.storage import Storage
 
 JOBS = 50
 KILLS = 200
@@ -39,13 +40,8 @@ GENERAL_POINTS = {
     "after writing DELETE dispatchers",
     "before capacity",
     "after capacity",
-    "before placements",
-    "after placements",
-    "before find",
-    "after find: None",
-    "after find: pending",
-    "after find: running",
-    "after find: ended",
+    "before submissions",
+    "after submissions",
 }
 
 
@@ -81,8 +77,8 @@ def lives(storage: Path, tmp_path: Path) -> Iterator[Lives]:
 
 @pytest.fixture
 def queue(storage: Path) -> Store:
-    """A queue of short jobs with run folders of their own."""
-    queue = Store.open(storage)
+    """A queue of short jobs, each with its run."""
+    queue = Store.open(Storage(storage))
     for number in range(JOBS):
         queue_job(queue, storage, f"job-{number}", priority=number % 3)
     return queue
@@ -93,7 +89,7 @@ def test_no_kill_of_the_dispatcher_loses_or_doubles_a_job(
     queue: Store, lives: Lives, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     began = time.monotonic()
-    kills = kill_until_idle(queue, lives)
+    kills = kill_until_idle(queue, lives, tmp_path / "journal")
     with capsys.disabled():
         print(f"\n{kills} kills in {time.monotonic() - began:.1f} s")
     assert kills >= KILLS
@@ -106,12 +102,12 @@ def test_no_kill_of_the_dispatcher_loses_or_doubles_a_job(
     jobs = queue.list()
     assert len(jobs) == JOBS
     for job in jobs:
-        assert (job.state, job.attempt, job.losses, job.owner) == (State.SUCCEEDED, 1, 0, None)
+        assert (job.state, job.attempt, job.losses, job.owner) == (JobState.SUCCEEDED, 1, 0, None)
         [attempt] = queue.attempts(job)
         assert (attempt.submission_id, attempt.outcome) == (job.submission_id, "succeeded")
         assert cluster.accepted(job.name) == [job.submission_id]
         changes = [(event.from_state, event.to_state) for event in queue.events(job)]
-        assert Counter(to for _, to in changes if to in ENDED) == {State.SUCCEEDED: 1}
+        assert Counter(to for _, to in changes if to in ENDED) == {JobState.SUCCEEDED: 1}
         # Each event goes on from the one before: none was lost, none was written twice.
         assert [source for source, _ in changes] == [None, *(to for _, to in changes[:-1])]
         doings = [f"writing {what(job.id, *change)}" for change in changes[1:]] + [f"submit {job.submission_id}"]
@@ -127,29 +123,32 @@ def test_no_kill_of_the_dispatcher_loses_or_doubles_a_job(
 def test_no_kill_of_the_dispatcher_makes_an_attempt_more_or_forgets_a_wish(
     storage: Path, lives: Lives, tmp_path: Path
 ) -> None:
-    queue = Store.open(storage)
+    queue = Store.open(Storage(storage))
     unlucky = [queue_job(queue, storage, f"{UNLUCKY}-{number}") for number in range(6)]
     endless = [queue_job(queue, storage, f"{ENDLESS}-{number}") for number in range(6)]
-    kill_until_idle(queue, lives)
+    kill_until_idle(queue, lives, tmp_path / "journal")
 
     cluster = FakeCluster(tmp_path / "cluster")
     cluster.check()
-    assert {"before stop", "after stop"} <= set((tmp_path / "journal").read_text().splitlines())
+    points = (tmp_path / "journal").read_text().splitlines()
+    assert {"before placements", "after placements", "before stop", "after stop"} <= set(points)
     for job in unlucky:
-        assert (queue.get(job.id).state, queue.get(job.id).losses) == (State.SUCCEEDED, 1)
+        assert (queue.get(job.id).state, queue.get(job.id).losses) == (JobState.SUCCEEDED, 1)
         assert [attempt.outcome for attempt in queue.attempts(job)] == ["recovering: a node was lost", "succeeded"]
         assert cluster.accepted(job.name) == [attempt.submission_id for attempt in queue.attempts(job)]
     for job in endless:
         assert [attempt.outcome for attempt in queue.attempts(job)] == ["cancelled: on request"]
-        assert [event.to_state for event in queue.events(job) if event.to_state in ENDED] == [State.CANCELLED]
+        assert [event.to_state for event in queue.events(job) if event.to_state in ENDED] == [JobState.CANCELLED]
         assert cluster.accepted(job.name) == [queue.get(job.id).submission_id]
         assert queue.get(job.id).submission_id in cluster.stops()
 
 
-def kill_until_idle(queue: Store, lives: Lives) -> int:
+def kill_until_idle(queue: Store, lives: Lives, journal: Path) -> int:
     """Have one dispatcher follow another until no job is left; returns how many were killed."""
     for kills in range(MOST_KILLS):
-        cancel_endless(queue)
+        # Only jobs that go on are sure to be asked about: on a slow machine others end in every look.
+        if journal.exists() and "after placements" in journal.read_text():
+            cancel_endless(queue)
         # The real command now and then; what it is made of, which takes a tenth of its time, otherwise.
         list_jobs = jobs_by_command if kills % 20 == 0 else jobs_by_store
         without_dispatcher = list_jobs(queue)
@@ -165,13 +164,13 @@ def kill_until_idle(queue: Store, lives: Lives) -> int:
 
 
 def cancel_endless(queue: Store) -> None:
-    for job in queue.list(states=[State.RUNNING]):
+    for job in queue.list(states=[JobState.RUNNING]):
         if job.name.startswith(ENDLESS) and job.cancelled_at is None:
             queue.cancel(job)
 
 
-def what(job: int, before: State | None, after: State) -> str:
-    return f"job {job}: {before} → {after}" + (", INSERT attempts" if after is State.STARTING else "")
+def what(job: int, before: JobState | None, after: JobState) -> str:
+    return f"job {job}: {before} → {after}" + (", INSERT attempts" if after is JobState.STARTING else "")
 
 
 def jobs_by_command(queue: Store) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +20,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from queue_databases import DATABASES, fresh_database, on_postgres
 
+from raygen import files, machine, mounts
 from raygen.capacity import Capacity, LostNode, Node, OnDemand
 from raygen.errors import JobChangedError, JobError, QueueError
+from raygen.queue import database as database_module
 from raygen.queue import store as store_module
-from raygen.queue.job import ACTIVE, ENDED, TRANSITIONS, WAITING, Job, Placement, Request, State
+from raygen.queue.claims import place
+from raygen.queue.job import ACTIVE, ENDED, TRANSITIONS, WAITING, Job, JobState, Placement, Request
 from raygen.queue.policy import DEPTH
-from raygen.queue.store import Store, place
+from raygen.queue.store import Store
+from raygen.storage import Storage
 
 CLUSTER = "http://head:8265"
 BOX = Capacity.of_machine(gpus=4, cpus=16, where="the cluster at http://head:8265")
@@ -34,26 +38,12 @@ MANY = Capacity.of_machine(gpus=1000, cpus=1000, where="the cluster at http://he
 every_database = pytest.mark.parametrize("database", DATABASES)
 
 
-@pytest.fixture(params=DATABASES)
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.URL]:
-    """An empty database."""
-    with fresh_database(request.param, tmp_path) as url:
-        yield url
-
-
-@pytest.fixture
-def store(database: sa.URL) -> Iterator[Store]:
-    """An empty queue."""
-    store = Store(database)
-    yield store
-    store.engine.dispose()
-
-
 def request(name: str = "job", **fields: Any) -> Request:
     values = {
         "kind": "train",
         "model": "vae",
         "data": "digits",
+        "objective": "val_elbo",
         "user": "ada",
         "cluster": CLUSTER,
         "processes": 1,
@@ -61,7 +51,7 @@ def request(name: str = "job", **fields: Any) -> Request:
         "gpus_each": 1,
         "cpus_each": 1,
     }
-    return Request(name=name, folder=f"/runs/{name}", **(values | fields))
+    return Request(name=name, storage="/runs", **(values | fields))
 
 
 def dispatcher_of(store: Store, capacity: Capacity = BOX, cluster: str = CLUSTER) -> int:
@@ -77,20 +67,20 @@ def begun(store: Store, dispatcher: int) -> Job:
     return job
 
 
-def brought_to(store: Store, dispatcher: int, state: State, name: str = "job") -> Job:
+def brought_to(store: Store, dispatcher: int, state: JobState, name: str = "job") -> Job:
     """A job in that state, alone in the queue until then."""
     job = store.submit(request(name))
-    if state in (*ACTIVE, State.RECOVERING, State.SUCCEEDED, State.FAILED):
+    if state in (*ACTIVE, JobState.RECOVERING, JobState.SUCCEEDED, JobState.FAILED):
         job = begun(store, dispatcher)
-    if state is State.CANCELLED:
+    if state is JobState.CANCELLED:
         job = store.cancel(job)
-    elif state not in (State.QUEUED, State.STARTING):
+    elif state not in (JobState.QUEUED, JobState.STARTING):
         job = store.move(job, state, reason="as it happens")
     assert (job.name, job.state) == (name, state)
     return job
 
 
-def history(store: Store, job: Job) -> list[tuple[State | None, State, str]]:
+def history(store: Store, job: Job) -> list[tuple[JobState | None, JobState, str]]:
     return [(event.from_state, event.to_state, event.reason) for event in store.events(job)]
 
 
@@ -112,7 +102,7 @@ def check_invariants(store: Store) -> None:
             assert after.at >= before.at
             same = after.from_state is after.to_state
             assert same or after.to_state in TRANSITIONS[before.to_state]
-        assert sum(event.to_state is State.STARTING is not event.from_state for event in events) == job.attempt
+        assert sum(event.to_state is JobState.STARTING is not event.from_state for event in events) == job.attempt
 
 
 # Submission
@@ -122,10 +112,10 @@ def test_a_submitted_job_is_queued_with_all_that_was_asked(store: Store) -> None
     asked = request(priority=3, retries=5, gpus_each=0.5)
     job = store.submit(asked)
     assert {name: getattr(job, name) for name in vars(asked)} == vars(asked)
-    assert (job.state, job.attempt, job.owner, job.ended_at) == (State.QUEUED, 0, None, None)
+    assert (job.state, job.attempt, job.owner, job.ended_at) == (JobState.QUEUED, 0, None, None)
     assert abs(job.submitted_at - time.time()) < 60
     assert store.get(job.id) == store.find("job") == job
-    assert history(store, job) == [(None, State.QUEUED, "submitted")]
+    assert history(store, job) == [(None, JobState.QUEUED, "submitted")]
     check_invariants(store)
 
 
@@ -155,7 +145,7 @@ def test_a_name_that_was_removed_can_be_used_again_by_a_job_of_its_own(store: St
     dispatcher = dispatcher_of(store)
     first = begun(store, dispatcher) if store.submit(request()) else None
     assert first is not None
-    store.remove(store.move(first, State.SUCCEEDED))
+    store.remove(store.move(first, JobState.SUCCEEDED))
     store.submit(request())
     second = begun(store, dispatcher)
     assert second.id != first.id
@@ -216,10 +206,10 @@ def test_the_newest_jobs_are_listed_first_by_state_user_and_number(store: Store)
 
     assert names() == ["job-3", "job-2", "job-1", "job-0"]
     assert names(limit=2) == ["job-3", "job-2"]
-    assert names(user="ada", states=[State.QUEUED]) == ["job-3", "job-1"]
-    assert names(states=[State.QUEUED, State.STARTING], limit=9) == names()
-    assert names(states=[State.FAILED]) == []
-    assert store.count() == {State.QUEUED: 3, State.STARTING: 1}
+    assert names(user="ada", states=[JobState.QUEUED]) == ["job-3", "job-1"]
+    assert names(states=[JobState.QUEUED, JobState.STARTING], limit=9) == names()
+    assert names(states=[JobState.FAILED]) == []
+    assert store.count() == {JobState.QUEUED: 3, JobState.STARTING: 1}
 
 
 def test_reasons_are_given_for_jobs_that_wait_and_for_no_others(store: Store) -> None:
@@ -248,22 +238,41 @@ def test_a_job_deep_in_the_queue_is_told_how_deep(store: Store) -> None:
 # Every transition
 
 
-@pytest.mark.parametrize("state", [State.QUEUED, State.RECOVERING])
-def test_a_waiting_job_is_claimed(store: Store, state: State) -> None:
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.RECOVERING])
+def test_a_waiting_job_is_claimed(store: Store, state: JobState) -> None:
     dispatcher = dispatcher_of(store)
     waiting = brought_to(store, dispatcher, state)
     job = begun(store, dispatcher)
-    assert (job.id, job.state, job.owner, job.attempt) == (waiting.id, State.STARTING, dispatcher, waiting.attempt + 1)
+    assert (job.id, job.state, job.owner, job.attempt) == (
+        waiting.id,
+        JobState.STARTING,
+        dispatcher,
+        waiting.attempt + 1,
+    )
     assert store.owned(dispatcher) == [job]
     assert store.attempts(job)[-1].submission_id == job.submission_id
     check_invariants(store)
+
+
+@pytest.mark.parametrize("odd", ["a\0b", "a\udcffb", "a\x1b[2Jb"])
+def test_whatever_clusters_and_storages_say_is_written_down_once(store: Store, odd: str) -> None:
+    dispatcher = dispatcher_of(store)
+    job = brought_to(store, dispatcher, JobState.STARTING)
+    store.note(job, odd)
+    store.note(store.get(job.id), odd)
+    failed = store.move(store.get(job.id), JobState.FAILED, reason=odd)
+    store.lost_sight(CLUSTER, odd)
+    told = files.storable(odd)
+    assert [reason for _, _, reason in history(store, job)] == ["submitted", "attempt 1", told, told]
+    assert (failed.reason, store.cluster(CLUSTER).problem) == (told, told)
+    assert store.attempts(job)[-1].outcome == f"failed: {told}"
 
 
 STEPS = [(state, to) for state in ACTIVE for to in TRANSITIONS[state]]
 
 
 @pytest.mark.parametrize(("state", "to"), STEPS)
-def test_a_dispatcher_moves_an_active_job(store: Store, state: State, to: State) -> None:
+def test_a_dispatcher_moves_an_active_job(store: Store, state: JobState, to: JobState) -> None:
     dispatcher = dispatcher_of(store)
     job = brought_to(store, dispatcher, state)
     moved = store.move(job, to, reason="so it is")
@@ -277,8 +286,8 @@ def test_a_dispatcher_moves_an_active_job(store: Store, state: State, to: State)
 
 def test_a_lost_attempt_is_followed_by_another_only_after_its_back_off(store: Store) -> None:
     dispatcher = dispatcher_of(store)
-    job = brought_to(store, dispatcher, State.RUNNING)
-    lost = store.move(job, State.RECOVERING, reason="the node died", losses=1, backoff_s=0.3)
+    job = brought_to(store, dispatcher, JobState.RUNNING)
+    lost = store.move(job, JobState.RECOVERING, reason="the node died", losses=1, backoff_s=0.3)
     assert lost.losses == 1
     assert store.claim(dispatcher) is None
     assert store.reasons([lost])[lost.id].startswith("is tried again at ")
@@ -287,56 +296,56 @@ def test_a_lost_attempt_is_followed_by_another_only_after_its_back_off(store: St
     check_invariants(store)
 
 
-@pytest.mark.parametrize("state", [state for state in State if state is not State.QUEUED])
-def test_a_writer_who_saw_an_earlier_state_is_refused_and_changes_nothing(store: Store, state: State) -> None:
+@pytest.mark.parametrize("state", [state for state in JobState if state is not JobState.QUEUED])
+def test_a_writer_who_saw_an_earlier_state_is_refused_and_changes_nothing(store: Store, state: JobState) -> None:
     dispatcher = dispatcher_of(store)
     store.submit(request())
     seen = begun(store, dispatcher)
-    if state is State.STARTING:  # in another attempt
-        store.move(seen, State.RECOVERING)
+    if state is JobState.STARTING:  # in another attempt
+        store.move(seen, JobState.RECOVERING)
         current = begun(store, dispatcher)
     else:
         current = store.move(seen, state)
     with pytest.raises(JobChangedError, match="job is no longer starting in attempt 1"):
-        store.move(seen, State.FAILED, reason="too late")
+        store.move(seen, JobState.FAILED, reason="too late")
     assert store.get(seen.id) == current
     check_invariants(store)
 
 
 def test_a_dispatcher_whose_job_was_adopted_cannot_move_it(store: Store) -> None:
     first, second = dispatcher_of(store), dispatcher_of(store)
-    seen = brought_to(store, first, State.RUNNING)
+    seen = brought_to(store, first, JobState.RUNNING)
     store.leave(first)
     with pytest.raises(JobChangedError):
-        store.move(seen, State.FAILED)
+        store.move(seen, JobState.FAILED)
     assert store.adopt(second) == 1
     with pytest.raises(JobChangedError):
-        store.move(seen, State.FAILED)
-    assert store.get(seen.id).state is State.RUNNING
+        store.move(seen, JobState.FAILED)
+    assert store.get(seen.id).state is JobState.RUNNING
 
 
 def test_a_removed_job_cannot_be_moved(store: Store) -> None:
     dispatcher = dispatcher_of(store)
-    seen = brought_to(store, dispatcher, State.RUNNING)
-    store.remove(store.move(seen, State.FAILED))
+    seen = brought_to(store, dispatcher, JobState.RUNNING)
+    store.remove(store.move(seen, JobState.FAILED))
     with pytest.raises(JobChangedError):
-        store.move(seen, State.SUCCEEDED)
+        store.move(seen, JobState.SUCCEEDED)
 
 
 # What people do
 
 
 @pytest.mark.parametrize("state", WAITING)
-def test_cancelling_ends_a_waiting_job_at_once(store: Store, state: State) -> None:
+def test_cancelling_ends_a_waiting_job_at_once(store: Store, state: JobState) -> None:
     dispatcher = dispatcher_of(store)
     job = store.cancel(brought_to(store, dispatcher, state))
-    assert (job.state, job.reason) == (State.CANCELLED, "on request")
+    assert (job.state, job.reason) == (JobState.CANCELLED, "on request")
     assert store.claim(dispatcher) is None
     check_invariants(store)
 
 
 @pytest.mark.parametrize("state", ACTIVE)
-def test_cancelling_an_active_job_asks_its_dispatcher_once(store: Store, state: State) -> None:
+def test_cancelling_an_active_job_asks_its_dispatcher_once(store: Store, state: JobState) -> None:
     job = brought_to(store, dispatcher_of(store), state)
     asked = store.cancel(job)
     assert asked.state is state
@@ -344,40 +353,40 @@ def test_cancelling_an_active_job_asks_its_dispatcher_once(store: Store, state: 
     assert store.seconds_since(asked.cancelled_at) >= 0
     assert store.cancel(job).cancelled_at == asked.cancelled_at
     assert history(store, job).count((state, state, "asked to be cancelled")) == 1
-    store.move(job, State.CANCELLED)
+    store.move(job, JobState.CANCELLED)
     check_invariants(store)
 
 
 def test_a_job_that_was_asked_to_end_is_not_tried_again(store: Store) -> None:
     # The dispatcher looked at it before it was asked.
-    job = brought_to(store, dispatcher_of(store), State.RUNNING)
+    job = brought_to(store, dispatcher_of(store), JobState.RUNNING)
     store.cancel(job)
     with pytest.raises(JobChangedError):
-        store.move(job, State.RECOVERING, reason="lost", losses=1)
-    assert store.move(job, State.SUCCEEDED).state is State.SUCCEEDED
+        store.move(job, JobState.RECOVERING, reason="lost", losses=1)
+    assert store.move(job, JobState.SUCCEEDED).state is JobState.SUCCEEDED
 
 
 @pytest.mark.parametrize("state", ENDED)
-def test_a_job_that_has_ended_cannot_be_cancelled_or_moved_up(store: Store, state: State) -> None:
+def test_a_job_that_has_ended_cannot_be_cancelled_or_moved_up(store: Store, state: JobState) -> None:
     job = brought_to(store, dispatcher_of(store), state)
     for change in (store.cancel, lambda job: store.set_priority(job, 1)):
         with pytest.raises(JobError, match=f"job has ended already: {state}"):
             change(job)
 
 
-@pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
-def test_retrying_queues_an_ended_job_afresh_and_keeps_its_attempts(store: Store, state: State) -> None:
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED])
+def test_retrying_queues_an_ended_job_afresh_and_keeps_its_attempts(store: Store, state: JobState) -> None:
     dispatcher = dispatcher_of(store)
-    brought_to(store, dispatcher, State.RUNNING)
+    brought_to(store, dispatcher, JobState.RUNNING)
     job = store.cancel(store.find("job"))
     job = store.retry(store.move(job, state, losses=3, backoff_s=99))
-    assert (job.state, job.losses, job.cancelled_at, job.ended_at) == (State.QUEUED, 0, None, None)
+    assert (job.state, job.losses, job.cancelled_at, job.ended_at) == (JobState.QUEUED, 0, None, None)
     assert begun(store, dispatcher).attempt == 2
     check_invariants(store)
 
 
-@pytest.mark.parametrize("state", [*WAITING, *ACTIVE, State.SUCCEEDED])
-def test_only_what_failed_or_was_cancelled_can_be_retried(store: Store, state: State) -> None:
+@pytest.mark.parametrize("state", [*WAITING, *ACTIVE, JobState.SUCCEEDED])
+def test_only_what_failed_or_was_cancelled_can_be_retried(store: Store, state: JobState) -> None:
     job = brought_to(store, dispatcher_of(store), state)
     with pytest.raises(JobError, match=f"job is {state}; only a failed or cancelled job can be tried again"):
         store.retry(job)
@@ -385,28 +394,28 @@ def test_only_what_failed_or_was_cancelled_can_be_retried(store: Store, state: S
 
 def test_extending_queues_a_succeeded_job_again_and_keeps_its_attempts(store: Store) -> None:
     dispatcher = dispatcher_of(store)
-    job = store.extend(brought_to(store, dispatcher, State.SUCCEEDED))
-    assert (job.state, job.ended_at) == (State.QUEUED, None)
+    job = store.extend(brought_to(store, dispatcher, JobState.SUCCEEDED))
+    assert (job.state, job.ended_at) == (JobState.QUEUED, None)
     assert begun(store, dispatcher).attempt == 2
     check_invariants(store)
 
 
-@pytest.mark.parametrize("state", [*WAITING, *ACTIVE, State.FAILED, State.CANCELLED])
-def test_only_what_has_succeeded_can_be_extended(store: Store, state: State) -> None:
+@pytest.mark.parametrize("state", [*WAITING, *ACTIVE, JobState.FAILED, JobState.CANCELLED])
+def test_only_what_has_succeeded_can_be_extended(store: Store, state: JobState) -> None:
     job = brought_to(store, dispatcher_of(store), state)
     with pytest.raises(JobError, match=f"job is {state}; only a job that has succeeded can be extended"):
         store.extend(job)
 
 
 @pytest.mark.parametrize("state", [*WAITING, *ACTIVE])
-def test_only_what_has_ended_can_be_removed(store: Store, state: State) -> None:
+def test_only_what_has_ended_can_be_removed(store: Store, state: JobState) -> None:
     job = brought_to(store, dispatcher_of(store), state)
     with pytest.raises(JobError, match=f"job is {state}; `raygen cancel job` ends it first"):
         store.remove(job)
 
 
 @pytest.mark.parametrize("state", ENDED)
-def test_a_removed_job_leaves_nothing(store: Store, state: State) -> None:
+def test_a_removed_job_leaves_nothing(store: Store, state: JobState) -> None:
     job = brought_to(store, dispatcher_of(store), state)
     store.remove(job)
     assert (store.list(), store.events(job), store.attempts(job)) == ([], [], [])
@@ -420,7 +429,7 @@ def test_priority_changes_a_jobs_place_and_is_written_down(store: Store) -> None
     store.submit(request("first"))
     second = store.submit(request("second"))
     assert store.set_priority(second, 20).priority == 20
-    assert history(store, second)[-1] == (State.QUEUED, State.QUEUED, "priority 0 → 20")
+    assert history(store, second)[-1] == (JobState.QUEUED, JobState.QUEUED, "priority 0 → 20")
     assert begun(store, dispatcher).name == "second"
     check_invariants(store)
 
@@ -497,7 +506,7 @@ def test_processes_never_claim_the_same_job_nor_more_than_there_is(store: Store)
         store.submit(request(f"job-{number}"))
     spawn = multiprocessing.get_context("spawn")
     start, results = spawn.Event(), spawn.Queue()
-    url = store.url.render_as_string(hide_password=False)
+    url = store.engine.url.render_as_string(hide_password=False)
     processes = [spawn.Process(target=claim_in_process, args=(url, number, start, results)) for number in dispatchers]
     for process in processes:
         process.start()
@@ -506,7 +515,7 @@ def test_processes_never_claim_the_same_job_nor_more_than_there_is(store: Store)
     for process in processes:
         process.join()
     assert sorted(taken) == sorted(f"job-{number}" for number in range(10))
-    assert store.count() == {State.QUEUED: 10, State.STARTING: 10}
+    assert store.count() == {JobState.QUEUED: 10, JobState.STARTING: 10}
     check_invariants(store)
 
 
@@ -536,24 +545,86 @@ def test_a_dispatcher_lives_as_long_as_it_renews_its_lease(store: Store, monkeyp
     assert not store.cluster(CLUSTER).has_dispatcher
 
 
+def adopted(store: Store, dispatcher: int, *, within_s: float = 5.0, meanwhile: Callable[[], object] = int) -> int:
+    """How many jobs a dispatcher adopts if it looks again and again for so long, or until it adopts some."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        meanwhile()
+        number = store.adopt(dispatcher)
+        if number:
+            return number
+        time.sleep(0.01)
+    return 0
+
+
 def test_jobs_of_a_dead_dispatcher_are_adopted_by_the_living(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "LEASE_S", 0.3)
     dead = dispatcher_of(store)
-    jobs = [brought_to(store, dead, State.RUNNING, name) for name in ("a", "b")]
-    monkeypatch.undo()
+    jobs = [brought_to(store, dead, JobState.RUNNING, name) for name in ("a", "b")]
+    monkeypatch.setattr(store_module, "LEASE_S", 0.3)
     living, elsewhere = dispatcher_of(store), dispatcher_of(store, cluster="http://other")
-    assert store.adopt(living) == 0
-    time.sleep(0.4)
-    assert store.adopt(elsewhere) == 0
-    assert store.adopt(living) == 2
-    assert store.adopt(living) == 0
+    began_at = time.monotonic()
+    assert adopted(store, living, meanwhile=lambda: store.adopt(elsewhere)) == 2
+    assert time.monotonic() - began_at >= 0.3
+    assert store.owned(elsewhere) == []
     assert [(job.name, job.state, job.owner) for job in store.owned(living)] == [
-        (job.name, State.RUNNING, living) for job in jobs
+        (job.name, JobState.RUNNING, living) for job in jobs
     ]
     assert not store.renew(dead)
     store.submit(request("c"))
     assert store.claim(dead) is None
     check_invariants(store)
+
+
+@pytest.mark.parametrize("step_s", [-3600, -10, 4, 60, 3600])
+def test_no_step_of_the_databases_clock_takes_a_living_dispatchers_jobs(
+    store: Store, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    living, other = dispatcher_of(store), dispatcher_of(store)
+    job = brought_to(store, living, JobState.RUNNING)
+    monkeypatch.setattr(store_module, "LEASE_S", 0.6)
+    right = database_module.now
+    store.adopt(other)
+    monkeypatch.setattr(database_module, "now", lambda connection: right(connection) + step_s)
+    renewals = itertools.count()
+
+    def renew() -> None:
+        if next(renewals) % 4 == 3:  # however slow this machine is: a look counts for a sixth of the lease at most
+            assert store.renew(living)
+
+    assert adopted(store, other, within_s=1.5, meanwhile=renew) == 0
+    assert store.get(job.id).owner == living
+    monkeypatch.setattr(store_module, "LEASE_S", 30.0)
+    assert store.renew(living)
+    assert {each.id: each.is_alive for each in store.dispatchers()}[living]
+
+
+@pytest.mark.parametrize("step_s", [-3600, 3600])
+def test_a_dead_dispatcher_is_found_out_however_the_databases_clock_steps(
+    store: Store, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    dispatcher = dispatcher_of(store)
+    brought_to(store, dispatcher, JobState.RUNNING)
+    monkeypatch.setattr(store_module, "LEASE_S", 0.3)
+    right = database_module.now
+    monkeypatch.setattr(database_module, "now", lambda connection: right(connection) + step_s)
+    assert [each.is_alive for each in store.dispatchers()] == [False]
+    assert not store.cluster(CLUSTER).has_dispatcher
+    assert adopted(store, dispatcher_of(store)) == 1
+
+
+def test_who_could_not_look_for_long_does_not_take_others_for_dead(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The database was away: nobody could renew.
+    other, living = dispatcher_of(store), dispatcher_of(store)
+    job = brought_to(store, other, JobState.RUNNING)
+    monkeypatch.setattr(store_module, "LEASE_S", 0.6)
+    for _ in range(3):
+        assert store.adopt(living) == 0
+        time.sleep(1.0)
+    assert store.adopt(living) == 0
+    assert store.renew(other)
+    assert store.get(job.id).owner == other
 
 
 def test_a_dispatcher_whose_lease_ran_out_claims_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -568,7 +639,7 @@ def test_a_dispatcher_whose_lease_ran_out_claims_nothing(store: Store, monkeypat
 
 def test_jobs_of_a_dispatcher_that_left_are_adopted_at_once(store: Store) -> None:
     first, second = dispatcher_of(store), dispatcher_of(store)
-    brought_to(store, first, State.STARTING)
+    brought_to(store, first, JobState.STARTING)
     store.leave(first)
     assert [one.id for one in store.dispatchers()] == [second]
     assert store.adopt(second) == 1
@@ -582,7 +653,7 @@ def test_the_id_of_a_dispatcher_is_never_used_again(store: Store) -> None:
 
 def test_two_who_adopt_at_once_share_nothing(store: Store) -> None:
     first = dispatcher_of(store)
-    jobs = [brought_to(store, first, State.RUNNING, name) for name in ("a", "b", "c")]
+    jobs = [brought_to(store, first, JobState.RUNNING, name) for name in ("a", "b", "c")]
     store.leave(first)
     heirs = [dispatcher_of(store) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
@@ -636,7 +707,7 @@ def test_a_job_that_fits_no_node_hides_no_other_however_many_they_are(store: Sto
 
 
 def test_since_when_no_process_has_a_node_is_told_until_one_has(store: Store) -> None:
-    running = brought_to(store, dispatcher_of(store), State.RUNNING)
+    running = brought_to(store, dispatcher_of(store), JobState.RUNNING)
     store.saw_placed(running, Placement(places={}, pending=1))
     waiting = store.get(running.id)
     assert (waiting.pending, waiting.places) == (1, {})
@@ -650,15 +721,15 @@ def test_since_when_no_process_has_a_node_is_told_until_one_has(store: Store) ->
 
 def test_what_was_seen_of_an_earlier_attempt_is_not_written(store: Store) -> None:
     dispatcher = dispatcher_of(store)
-    running = brought_to(store, dispatcher, State.RUNNING)
-    store.move(running, State.RECOVERING)
+    running = brought_to(store, dispatcher, JobState.RUNNING)
+    store.move(running, JobState.RECOVERING)
     begun(store, dispatcher)
     store.saw_placed(running, Placement(places={"n1": 1}, pending=0))
     assert store.get(running.id).places == {}
 
 
-@pytest.mark.parametrize(("state", "idle"), [(state, state in ENDED) for state in State])
-def test_a_cluster_is_idle_when_all_its_jobs_have_ended(store: Store, state: State, idle: bool) -> None:
+@pytest.mark.parametrize(("state", "idle"), [(state, state in ENDED) for state in JobState])
+def test_a_cluster_is_idle_when_all_its_jobs_have_ended(store: Store, state: JobState, idle: bool) -> None:
     brought_to(store, dispatcher_of(store), state)
     assert store.is_idle(CLUSTER) is idle
     assert store.is_idle("http://other")
@@ -672,7 +743,20 @@ def test_clusters_have_names_for_people() -> None:
 
 # Random walks
 
-OPERATIONS = ["submit", "claim", "move", "cancel", "retry", "priority", "remove", "leave", "adopt", "stale"]
+OPERATIONS = [
+    "submit",
+    "claim",
+    "move",
+    "cancel",
+    "retry",
+    "priority",
+    "remove",
+    "leave",
+    "adopt",
+    "stale",
+    "hold",
+    "release",
+]
 
 
 @every_database
@@ -724,6 +808,8 @@ CHANGES: dict[str, Callable[[Store], Callable[[Job], object]]] = {
     "retry": lambda store: store.retry,
     "priority": lambda store: lambda job: store.set_priority(job, job.priority + 1),
     "remove": lambda store: store.remove,
+    "hold": lambda store: store.hold,
+    "release": lambda store: store.release,
 }
 
 
@@ -734,14 +820,14 @@ def attempt(change: Callable[[Job], object], job: Job) -> None:
         return
 
 
-def move(store: Store, job: Job, to: State) -> None:
+def move(store: Store, job: Job, to: JobState) -> None:
     """Only who saw the job as it is may move it."""
     current = [one for one in store.list() if one.id == job.id]
     same = [one for one in current if (one.state, one.attempt, one.owner) == (job.state, job.attempt, job.owner)]
     try:
         store.move(job, to)
     except JobChangedError:
-        assert not same or (to is State.RECOVERING and same[0].cancelled_at is not None)
+        assert not same or (to is JobState.RECOVERING and same[0].cancelled_at is not None)
     else:
         assert same
 
@@ -750,21 +836,56 @@ def move(store: Store, job: Job, to: State) -> None:
 
 
 def test_the_queue_lies_beside_the_run_folders(tmp_path: Path) -> None:
-    store = Store.open(tmp_path / "new" / "runs")
+    store = Store.open(Storage(tmp_path / "new" / "runs"))
     store.submit(request())
-    assert [job.name for job in Store.open(tmp_path / "new" / "runs", create=False).list()] == ["job"]
+    assert [job.name for job in Store.open(Storage(tmp_path / "new" / "runs"), create=False).list()] == ["job"]
     assert str(tmp_path / "new" / "runs" / "queue.sqlite") in store.address
 
 
+def test_the_queue_of_a_bucket_lies_in_this_machines_state_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYGEN_STATE", str(tmp_path / "state"))
+    bucket, other = Storage("s3://bucket/runs"), Storage("s3://bucket/others")
+    assert Store.open(bucket, create=False).list() == []
+    assert list(tmp_path.iterdir()) == []
+    store = Store.open(bucket)
+    store.submit(request())
+    assert str(machine.state_folder(bucket) / "queue.sqlite") in store.address
+    assert [job.name for job in Store.open(bucket, create=False).list()] == ["job"]
+    assert Store.open(other).list() == []
+
+
+def test_a_queue_on_a_network_file_system_is_refused_with_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mountinfo").write_text("1 0 0:1 / / rw - nfs4 server:/ rw\n")
+    monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "mountinfo")
+    monkeypatch.setenv("RAYGEN_STATE", str(tmp_path / "state"))
+    refusal = (
+        r"on a network file system \(nfs4\); set RAYGEN_DB=postgresql\+psycopg://USER@HOST/NAME, or, .*sqlite:////"
+    )
+    for storage in (Storage(tmp_path / "runs"), Storage("s3://bucket/runs")):
+        assert Store.open(storage, create=False).list() == []
+        with pytest.raises(QueueError, match=refusal):
+            Store.open(storage)
+    monkeypatch.setenv("RAYGEN_DB", f"sqlite:///{tmp_path}/queue.sqlite")
+    with pytest.raises(QueueError, match=refusal):
+        Store.open(Storage(tmp_path / "runs"))
+    assert [each.name for each in tmp_path.iterdir()] == ["mountinfo"]
+    (tmp_path / "mountinfo").write_text(f"1 0 0:1 / / rw - nfs4 server:/ rw\n2 1 0:2 / {tmp_path} rw - xfs disk rw\n")
+    assert Store.open(Storage(tmp_path / "runs")).list() == []
+
+
 def test_a_queue_that_was_never_made_is_empty_and_looking_does_not_make_it(tmp_path: Path) -> None:
-    store = Store.open(tmp_path / "runs", create=False)
+    store = Store.open(Storage(tmp_path / "runs"), create=False)
     assert (store.list(), store.count()) == ([], {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_raygen_db_names_another_database(database: sa.URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYGEN_DB", database.render_as_string(hide_password=False))
-    store, again = Store.open(tmp_path / "runs", create=False), Store(database)
+    store, again = Store.open(Storage(tmp_path / "runs"), create=False), Store(database)
     store.submit(request())
     assert [job.name for job in again.list()] == ["job"]
     for one in (store, again):
@@ -778,7 +899,7 @@ def test_a_raygen_db_that_is_no_url_says_how_one_looks(
 ) -> None:
     monkeypatch.setenv("RAYGEN_DB", url or " ")
     with pytest.raises(QueueError, match=r"write postgresql\+psycopg://USER@HOST/NAME"):
-        Store.open(tmp_path)
+        Store.open(Storage(tmp_path))
 
 
 def test_other_databases_are_refused() -> None:
@@ -814,30 +935,30 @@ def test_an_address_does_not_show_a_password(database: sa.URL) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "queue.sqlite").write_bytes(content)
     with pytest.raises(QueueError, match=r"the queue sqlite:///.*queue\.sqlite cannot be used: "):
-        Store.open(tmp_path)
+        Store.open(Storage(tmp_path))
 
 
 def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "queue.sqlite").mkdir()
     with pytest.raises(QueueError, match=r"queue\.sqlite cannot be used: unable to open database file"):
-        Store.open(tmp_path)
+        Store.open(Storage(tmp_path))
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(QueueError, match=r"cannot make .*runs: .*; --storage names another"):
-        Store.open(tmp_path / "runs")
+        Store.open(Storage(tmp_path / "runs"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(QueueError, match=r"queue\.sqlite cannot be used: "):
-        Store.open(tmp_path)
+        Store.open(Storage(tmp_path))
 
 
 def test_a_database_damaged_while_it_is_used_is_named(tmp_path: Path) -> None:
-    store = Store.open(tmp_path)
+    store = Store.open(Storage(tmp_path))
     with sqlite3.connect(tmp_path / "queue.sqlite") as connection:
         connection.execute("DROP TABLE jobs")
     connection.close()
@@ -849,7 +970,7 @@ def test_a_queue_made_by_a_newer_raygen_is_left_alone(store: Store) -> None:
     with store.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(QueueError, match="the queue was made by a newer Raygen"):
-        Store(store.url)
+        Store(store.engine.url)
 
 
 def make_queue(url: str, name: str, start: Any) -> None:

@@ -1,8 +1,20 @@
+import math
 import multiprocessing
+from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
+
+from raygen.training import rhythm
+
+
+@pytest.fixture(autouse=True, scope="module")
+def steady() -> Iterator[None]:
+    """Syncs come after 1, 2, 20, 40, … steps, however fast this machine is, in what a module prepares too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rhythm, "SECONDS_BETWEEN_SYNCS", math.inf)
+        yield
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import random
 import resource
 import signal
@@ -16,13 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from raygen.errors import CheckpointError
+from raygen.errors import CheckpointError, MachineStorageError
 from raygen.models._base import Batch, ImageShape, Noise
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.checkpoint import Best, Progress, Trained
 from raygen.training.distributed import ALONE, CPU
-from raygen.training.loop import Training, build_model
+from raygen.training.step import Training, build_model
 
 SHAPE = ImageShape(1, 8, 8)
 
@@ -66,7 +67,7 @@ def test_what_is_saved_is_restored(path: Path) -> None:
     assert found.best is not None
     assert (found.best.epoch, found.best.step, found.best.metrics) == (1, 7, {"val_mse": 0.25})
     assert found.best.weights["weight"].tolist() == [0.25] * 3
-    assert checkpoint.read_best_weights(path)["weight"].tolist() == [0.25] * 3
+    assert checkpoint.read_weights(path, prefix=checkpoint.BEST)["weight"].tolist() == [0.25] * 3
     for before, after in ((saved.model, state.model), (saved.average, state.average)):
         assert before is not None
         assert after is not None
@@ -82,7 +83,7 @@ def test_what_is_saved_is_restored(path: Path) -> None:
 def test_without_a_checkpoint_it_is_the_start(path: Path) -> None:
     assert restored(path) == (Progress(), -1.0)
     with pytest.raises(CheckpointError, match=f"cannot read the weights {path}: "):
-        checkpoint.read_best_weights(path)
+        checkpoint.read_weights(path, prefix=checkpoint.BEST)
 
 
 def test_one_file_is_kept(path: Path) -> None:
@@ -106,10 +107,10 @@ def test_a_save_that_fails_leaves_the_one_before(
     state = trained(value=2.0)
     with monkeypatch.context() as patched:
         patched.setattr(owner, call, no_space)
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(MachineStorageError) as caught:
             checkpoint.save(path, state, progress(20))
     message = str(caught.value)
-    assert message.startswith(f"cannot write the checkpoint {path}: ")
+    assert message.startswith(f"cannot write the checkpoint {path} on {platform.node()}")
     assert "No space left on device" in message
     assert "\n" not in message
     found, value = restored(path)
@@ -126,7 +127,7 @@ def test_a_disk_that_takes_no_more_bytes(path: Path) -> None:
     large = trained(value=2.0, **{"model.hidden": [4096]})
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
+        with pytest.raises(MachineStorageError, match="cannot write the checkpoint"):
             checkpoint.save(path, large, progress(20))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -176,7 +177,7 @@ def test_killed_at_any_moment_of_a_save(path: Path, processes: ForkServerContext
 def test_a_damaged_file_is_named(kept: int, path: Path) -> None:
     checkpoint.save(path, trained(), progress(10))
     path.write_bytes(path.read_bytes()[:kept])
-    for read in (restored, checkpoint.read_best_weights, checkpoint.read_weights):
+    for read in (restored, checkpoint.read_weights):
         with pytest.raises(CheckpointError) as caught:
             read(path)
         assert str(path) in str(caught.value)

@@ -16,7 +16,8 @@ from raygen.models._base import ImageShape, Model
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint, drawing
 from raygen.training.distributed import ALONE, CPU
-from raygen.training.loop import Training, build_model, fit
+from raygen.training.loop import fit
+from raygen.training.step import Training, build_model
 
 SMALL = {"model.arch": "mlp", "model.hidden": [32], "model.latent_dim": 8, "training.batch_size": 100}
 

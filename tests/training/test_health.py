@@ -14,9 +14,12 @@ from raygen.errors import NonFiniteLossError, UnhealthyError
 from raygen.models._base import Adversarial, ImageShape
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint, health
+from raygen.training.batches import Batches
 from raygen.training.checkpoint import Progress
 from raygen.training.distributed import ALONE, CPU
-from raygen.training.loop import Batches, build_model, fit
+from raygen.training.loop import fit
+from raygen.training.step import build_model
+from tests.checkpoints import saved_best
 
 SHAPE = ImageShape(1, 8, 8)
 COLLAPSING = {
@@ -152,10 +155,9 @@ def test_a_collapsing_gan_is_stopped_before_half_its_epochs_and_keeps_its_best(d
     last, ailment = until_stopped(spec, digits, path)
     assert ailment == "mode collapse"
     assert last < 30
-    record = checkpoint.read_best_record(path)
-    assert record is not None
-    assert record.epoch <= last - spec.health.patience_epochs
-    assert checkpoint.read_best_weights(path)
+    record = saved_best(path)
+    assert record["epoch"] <= last - spec.health.patience_epochs
+    assert checkpoint.read_weights(path, prefix=checkpoint.BEST)
 
 
 def test_a_healthy_gan_is_not_stopped(digits: Dataset, path: Path) -> None:
@@ -186,6 +188,5 @@ def test_the_best_epoch_before_a_loss_that_is_not_finite_is_kept(digits: Dataset
     spec = TrainSpec.create("gan", {**hot, "model.arch": "mlp", "training.batch_size": 100})
     with pytest.raises(NonFiniteLossError):
         list(fit(spec, digits, path))
-    record = checkpoint.read_best_record(path)
-    assert record is not None
-    assert record.epoch == 1
+    record = saved_best(path)
+    assert record["epoch"] == 1

@@ -19,9 +19,12 @@ from raygen.models._base import Batch, ImageShape, Metrics, Model, Noise, Phase
 from raygen.models._options import ModelOptions
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint
+from raygen.training.batches import Batches
 from raygen.training.distributed import ALONE, CPU, Group
 from raygen.training.evaluation import evaluate, held_out_images
-from raygen.training.loop import STEPS_BETWEEN_SYNCS, Batches, Epoch, Pace, Training, build_model, fit
+from raygen.training.loop import Epoch, Pace, fit
+from raygen.training.step import Training, build_model
+from tests.checkpoints import saved_best
 
 SMALL = {"model.arch": "mlp", "model.hidden": [32], "model.latent_dim": 8, "training.batch_size": 100}
 SHAPE = ImageShape(1, 8, 8)
@@ -120,7 +123,7 @@ def test_the_best_epoch_is_kept_with_the_weights_that_were_judged(model: str, di
     assert best.epoch < 12
 
     judged = build_model(spec, SHAPE, CPU)
-    judged.load_state_dict(checkpoint.read_best_weights(path))
+    judged.load_state_dict(checkpoint.read_weights(path, prefix=checkpoint.BEST))
     values = evaluate(judged, held_out_images(digits.validation.images, spec.evaluation, CPU), spec.evaluation)
     assert values == pytest.approx({name: best.metrics[name] for name in values}, rel=1e-6)
 
@@ -145,28 +148,33 @@ def test_pace_tells_how_far_it_is(digits: Dataset, path: Path) -> None:
     seen: list[Pace] = []
     for _ in fit(small("ae", training__epochs=2, training__batch_size=30), digits, path, on_pace=seen.append):
         pass
-    assert [pace.step for pace in seen] == [20, 40, 47, 60, 80, 94]
-    assert [pace.epoch for pace in seen] == [1, 1, 1, 2, 2, 2]
+    assert [pace.step for pace in seen] == [1, 2, 20, 40, 47, 60, 80, 94]
+    assert [pace.epoch for pace in seen] == [1, 1, 1, 1, 1, 2, 2, 2]
     assert all(pace.steps == 94 and pace.images_per_s > 0 for pace in seen)
 
 
 def test_a_stop_is_heeded_at_the_next_sync_and_leaves_a_checkpoint(digits: Dataset, path: Path) -> None:
     spec = small("ae", training__epochs=2, training__batch_size=30)
-    assert list(fit(spec, digits, path, should_stop=lambda: True)) == []
-    assert checkpoint.restore(path, started(spec).trained).step == STEPS_BETWEEN_SYNCS
+    looks = iter([False, False, False, True])
+    assert list(fit(spec, digits, path, should_stop=lambda: next(looks))) == []
+    assert checkpoint.restore(path, started(spec).trained).step == 40
 
 
-def test_a_stop_at_an_epoch_s_last_step_still_reports_the_epoch(digits: Dataset, path: Path) -> None:
-    """14 steps make an epoch here, so its end is the first sync."""
-    epochs = list(fit(small("ae", training__epochs=3), digits, path, should_stop=lambda: True))
-    assert [epoch.epoch for epoch in epochs] == [1]
+def test_a_stop_at_an_epoch_s_last_step_leaves_its_judgement_to_who_goes_on(digits: Dataset, path: Path) -> None:
+    """14 steps make an epoch here, so its end is the third sync."""
+    spec = small("ae", training__epochs=3)
+    looks = iter([False, False, True])
+    assert list(fit(spec, digits, path, should_stop=lambda: next(looks))) == []
+    assert checkpoint.restore(path, started(spec).trained).step == 14
+    resumed, undisturbed = (list(fit(spec, digits, each)) for each in (path, path.with_name("undisturbed")))
+    assert [epoch.metrics for epoch in resumed] == [epoch.metrics for epoch in undisturbed]
 
 
-@pytest.mark.parametrize(("sync", "step"), [(2, 40), (3, 47), (5, 80)])
+@pytest.mark.parametrize(("sync", "step"), [(4, 40), (5, 47), (7, 80)])
 def test_a_checkpoint_asked_for_is_written_at_that_sync_and_is_one_to_go_on_from(
     sync: int, step: int, digits: Dataset, path: Path
 ) -> None:
-    """47 steps make an epoch, which the third sync ends: its checkpoint must wait until the epoch has been judged."""
+    """47 steps make an epoch, which the fifth sync ends: its checkpoint must wait until the epoch has been judged."""
     spec = small("ae", training__epochs=2, training__batch_size=30, training__checkpoint_every_s=3600)
     syncs = iter(range(1, 100))
     written: list[int] = []
@@ -180,7 +188,7 @@ def test_a_checkpoint_asked_for_is_written_at_that_sync_and_is_one_to_go_on_from
 
     epochs = fit(spec, digits, path, on_pace=look, should_save=lambda: next(syncs) == sync)
     expected = {epoch.epoch: epoch.metrics for epoch in epochs}
-    assert written == [step] * (6 - sync)
+    assert written == [step] * (8 - sync)
     resumed = {epoch.epoch: epoch.metrics for epoch in fit(spec, digits, kept)}
     assert 2 in resumed
     assert resumed.items() <= expected.items()
@@ -220,10 +228,9 @@ def test_the_best_epoch_before_an_objective_that_is_not_finite_is_kept(digits: D
     rising = {"optimizer__lr": 1e12, "optimizer__warmup_fraction": 0.99, "training__epochs": 40}
     with pytest.raises(NonFiniteObjectiveError):
         list(fit(small("ae", training__batch_size=1437, **rising), digits, path))
-    record = checkpoint.read_best_record(path)
-    assert record is not None
-    assert math.isfinite(record.metrics["val_mse"])
-    assert all(weight.isfinite().all() for weight in checkpoint.read_best_weights(path).values())
+    record = saved_best(path)
+    assert math.isfinite(record["metrics"]["val_mse"])
+    assert all(weight.isfinite().all() for weight in checkpoint.read_weights(path, prefix=checkpoint.BEST).values())
 
 
 def test_more_images_in_a_batch_than_there_are(digits: Dataset, path: Path) -> None:

@@ -20,8 +20,9 @@ from raygen.plan import Plan
 from raygen.preparation import Prepared, check_data
 from raygen.spec import TrainSpec
 from raygen.training import order
+from raygen.training.batches import Batches
 from raygen.training.distributed import ALONE, Group
-from raygen.training.loop import Batches, fit
+from raygen.training.loop import fit
 
 PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
 uneven_labels = st.lists(st.sampled_from([0, 0, 0, 0, 0, 0, 1, 1, 7, 300]), min_size=1, max_size=120).map(torch.tensor)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raygen.optimizer_options import AdamOptions
-from raygen.training.loop import learning_rate_scale
+from raygen.training.step import learning_rate_scale
 
 
 def scales(steps: int, **options: Any) -> list[float]:

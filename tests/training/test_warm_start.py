@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import shutil
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -16,36 +15,34 @@ import torch
 from torch import Tensor
 
 from cli.options import settings
-from raygen import data, metrics, results, warm_start
+from raygen import collection, data, results, warm_start
 from raygen.data import Dataset, Part
 from raygen.errors import CheckpointError, RaygenError, RunError, SpecError
 from raygen.models._base import ImageShape
-from raygen.plan import Plan
-from raygen.runs import WARM_WEIGHTS, Run
+from raygen.results import TrainedModel
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.distributed import CPU, Group
-from raygen.training.loop import build_model, fit
+from raygen.training.loop import fit
+from raygen.training.step import build_model
+from tests.searches import begin, create, run_of, train_trial
 
-Train = Callable[..., Path]
-PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
+Train = Callable[..., TrainedModel]
 SHAPE = ImageShape(1, 8, 8)
 SMALL = {"model.arch": "mlp", "model.hidden": [48, 24], "model.latent_dim": 6}
 
 
 @pytest.fixture
 def trained(tmp_path: Path, digits: Dataset) -> Train:
-    """Function that trains a model and returns the folder of its best checkpoint."""
+    """Function that trains a model and returns the best of it."""
 
-    def train(model: str, epochs: int = 1, **options: Any) -> Path:
+    def train(model: str, epochs: int = 1, **options: Any) -> TrainedModel:
         own = {f"model.{name}": value for name, value in options.items()}
         spec = TrainSpec.create(model, {**SMALL, "training.epochs": epochs, "optimizer.lr": 3e-3, **own})
-        run = Run.create(tmp_path, "train", spec, PLAN, metrics.find(spec.evaluation.objective).direction)
-        trial = run.new_trial(1, {}, spec)
-        for epoch in fit(spec, digits, trial.checkpoint):
-            trial.record_epoch(epoch)
-        results.collect_best(run)
-        return run.best()
+        run = begin(create(tmp_path / "runs", spec))
+        train_trial(run, 1, {}, digits)
+        collection.collect_best(run)
+        return results.of_run(run_of(run))
 
     return train
 
@@ -57,7 +54,7 @@ def gan(**options: Any) -> TrainSpec:
 
 def begun(spec: TrainSpec, weights: bytes, folder: Path) -> tuple[Any, Path]:
     """The GAN as its training begins, and the file that it begins with."""
-    path = folder / WARM_WEIGHTS
+    path = folder / "warm_start.safetensors"
     path.write_bytes(weights)
     model = build_model(spec, SHAPE, CPU)
     assert spec.warm_start is not None
@@ -90,12 +87,12 @@ def moments(model: Any, images: Tensor) -> tuple[Tensor, Any]:
 def test_the_first_samples_are_the_decoder_s_of_codes_drawn_from_their_moments(
     model: str, options: dict[str, Any], prior: str, trained: Train, digits: Dataset, tmp_path: Path
 ) -> None:
-    place = trained(model, **options)
+    source = trained(model, **options)
     options.pop("latent_activation", None)
-    spec, weights = warm_start.from_decoder(place, gan(prior=prior, **options), digits)
+    spec, weights = warm_start.from_decoder("it", source, gan(prior=prior, **options), digits)
     generated, _ = begun(spec, weights, tmp_path)
-    source: Any = results.load(place).model
-    mean, covariance = moments(source, digits.train.images.float() / 255)
+    decoder: Any = source.model
+    mean, covariance = moments(decoder, digits.train.images.float() / 255)
     numbers = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
     # Of variance 1 both: standard normal, and uniform in (-√3, √3).
     draws = math.sqrt(3) * (2 * torch.special.ndtr(numbers) - 1) if prior == "uniform" else numbers
@@ -103,11 +100,11 @@ def test_the_first_samples_are_the_decoder_s_of_codes_drawn_from_their_moments(
     root = torch.from_numpy(directions @ np.diag(np.sqrt(variances.clip(min=0))) @ directions.T).float()
     with torch.no_grad():
         made = generated.sample(numbers)
-    torch.testing.assert_close(made, source.decode(mean + draws @ root), atol=1e-4, rtol=0)
+    torch.testing.assert_close(made, decoder.decode(mean + draws @ root), atol=1e-4, rtol=0)
 
 
 def test_the_discriminator_begins_as_any_other(trained: Train, digits: Dataset, tmp_path: Path) -> None:
-    spec, weights = warm_start.from_decoder(trained("ae"), gan(), digits)
+    spec, weights = warm_start.from_decoder("it", trained("ae"), gan(), digits)
     model, _ = begun(spec, weights, tmp_path)
     plain: Any = build_model(gan(), SHAPE, CPU)
     for name, tensor in plain.state_dict().items():
@@ -115,12 +112,12 @@ def test_the_discriminator_begins_as_any_other(trained: Train, digits: Dataset, 
 
 
 def test_the_spec_says_what_the_training_begins_with(trained: Train, digits: Dataset) -> None:
-    place = trained("ae")
-    spec, _ = warm_start.from_decoder(place, gan(), digits)
+    source = trained("ae")
+    spec, _ = warm_start.from_decoder("it", source, gan(), digits)
     assert spec.warm_start is not None
-    assert spec.warm_start.source == str(place)
-    assert spec == warm_start.from_decoder(place, gan(), digits)[0], "the same autoencoder, the same spec"
-    assert spec != warm_start.from_decoder(trained("ae", epochs=2), gan(), digits)[0]
+    assert spec.warm_start.source == "it"
+    assert spec == warm_start.from_decoder("it", source, gan(), digits)[0], "the same autoencoder, the same spec"
+    assert spec != warm_start.from_decoder("it", trained("ae", epochs=2), gan(), digits)[0]
     assert TrainSpec.model_validate_json(spec.model_dump_json()) == spec
     assert spec.with_settings({"seed": 1}).warm_start == spec.warm_start
     assert spec.with_settings({}).model_copy(update={"warm_start": None}) == gan()
@@ -133,7 +130,7 @@ def test_the_spec_says_what_the_training_begins_with(trained: Train, digits: Dat
 
 
 def test_the_first_epoch_is_nearer_to_the_data(trained: Train, digits: Dataset, tmp_path: Path) -> None:
-    spec, weights = warm_start.from_decoder(trained("ae", epochs=20), gan(), digits)
+    spec, weights = warm_start.from_decoder("it", trained("ae", epochs=20), gan(), digits)
     _, path = begun(spec, weights, tmp_path)
     scratch = next(fit(gan(), digits, tmp_path / "scratch"))
     warm = next(fit(spec, digits, tmp_path / "warm", warm_weights=path))
@@ -143,10 +140,9 @@ def test_the_first_epoch_is_nearer_to_the_data(trained: Train, digits: Dataset, 
 def test_a_training_goes_on_exactly_without_the_autoencoder(
     trained: Train, digits: Dataset, tmp_path: Path, path: Path
 ) -> None:
-    place = trained("vae")
-    spec, weights = warm_start.from_decoder(place, gan(), digits)
+    source = trained("vae")
+    spec, weights = warm_start.from_decoder("it", source, gan(), digits)
     _, file = begun(spec, weights, tmp_path)
-    shutil.rmtree(place.parents[1])
     whole = list(fit(spec, digits, tmp_path / "whole", warm_weights=file))
     stopped = fit(spec, digits, path, warm_weights=file)
     next(stopped)
@@ -176,7 +172,7 @@ def join(rank: int, spec: str, file: Path, folder: Path) -> None:
 def test_two_processes_begin_alike(
     trained: Train, digits: Dataset, tmp_path: Path, processes: ForkServerContext
 ) -> None:
-    started_from, weights = warm_start.from_decoder(trained("ae"), gan(), digits)
+    started_from, weights = warm_start.from_decoder("it", trained("ae"), gan(), digits)
     # A rate at which rounding does not grow with every step.
     spec = started_from.with_settings({"training.epochs": 1, "optimizer.lr": 2e-4})
     _, file = begun(spec, weights, tmp_path)
@@ -195,7 +191,7 @@ def test_two_processes_begin_alike(
 def test_other_weights_than_those_of_the_spec_are_refused(
     trained: Train, digits: Dataset, tmp_path: Path, path: Path
 ) -> None:
-    spec, weights = warm_start.from_decoder(trained("ae"), gan(), digits)
+    spec, weights = warm_start.from_decoder("it", trained("ae"), gan(), digits)
     _, file = begun(spec, weights, tmp_path)
     for damage in (lambda: file.write_bytes(weights[:-4] + b"\0\0\0\1"), file.unlink):
         damage()
@@ -207,9 +203,9 @@ def test_other_weights_than_those_of_the_spec_are_refused(
 # What is refused
 
 
-def refusal(place: Path, spec: TrainSpec, dataset: Dataset, kind: type[RaygenError]) -> str:
+def refusal(source: TrainedModel, spec: TrainSpec, dataset: Dataset, kind: type[RaygenError]) -> str:
     with pytest.raises(kind) as caught:
-        warm_start.from_decoder(place, spec, dataset)
+        warm_start.from_decoder("it", source, spec, dataset)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -225,25 +221,24 @@ def refusal(place: Path, spec: TrainSpec, dataset: Dataset, kind: type[RaygenErr
 def test_another_form_is_refused_with_what_to_set(
     options: dict[str, Any], expected: list[str], trained: Train, digits: Dataset
 ) -> None:
-    place, defaults = trained("ae", **options), TrainSpec.create("gan", {})
-    said = refusal(place, defaults, digits, SpecError)
+    source, defaults = trained("ae", **options), TrainSpec.create("gan", {})
+    said = refusal(source, defaults, digits, SpecError)
     typed = shlex.split(said.partition(": type ")[2])[1::2]
     assert set(expected) <= set(typed)
     wanted = defaults.with_settings(settings({"assignments": typed}))
-    assert warm_start.from_decoder(place, wanted, digits)[0].warm_start is not None
+    assert warm_start.from_decoder("it", source, wanted, digits)[0].warm_start is not None
 
 
-def test_what_is_no_decoder_for_a_gan(trained: Train, digits: Dataset, tmp_path: Path) -> None:
-    place = trained("ae")
+def test_what_is_no_decoder_for_a_gan(trained: Train, digits: Dataset) -> None:
+    source = trained("ae")
     vae = TrainSpec.create("vae", SMALL)
-    assert "--from is for gan, whose generator begins as a decoder" in refusal(place, vae, digits, SpecError)
+    assert "--from is for gan, whose generator begins as a decoder" in refusal(source, vae, digits, SpecError)
     images = torch.zeros(20, 1, 28, 28, dtype=torch.uint8)
     larger = Dataset("larger", Part(images), Part(images), None, "")
     assert "the model takes images of 8×8 with 1 channel, but larger has 28×28" in refusal(
-        place, gan(), larger, SpecError
+        source, gan(), larger, SpecError
     )
     for family in ("gan", "aegan"):
         assert f"holds a model of {family}; --from takes a run of ae, vae or vaegan" in refusal(
             trained(family), gan(), digits, RunError
         )
-    assert "holds no checkpoint" in refusal(tmp_path, gan(), digits, RunError)
