@@ -25,13 +25,13 @@ from raygen.plan import Plan
 from raygen.queue import schema
 from raygen.queue.job import Job, JobState, Request
 from raygen.queue.store import Store
-from raygen.record.attempt import Attempt
 from raygen.record.layout import RUN_DOCUMENT, RunKeys
 from raygen.record.reading import lock
 from raygen.record.run import Run
 from raygen.site import Site
 from raygen.spec import TrainSpec
 from raygen.storage import Storage
+from tests.searches import begin
 
 DAY_S = 86_400
 PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
@@ -496,8 +496,7 @@ def test_another_users_run_without_a_job_needs_force(queue: Queue) -> None:
 
 
 def test_a_run_that_works_for_another_queue_needs_force(queue: Queue) -> None:
-    Run.create(queue.storage, "train", TrainSpec.create("ae", {}), PLAN, "min", name="orphan")
-    assert Attempt.begin(queue.storage, "orphan", 1) is not None
+    begin(Run.create(queue.storage, "train", TrainSpec.create("ae", {}), PLAN, "min", name="orphan"))
     with lock(queue.storage, RunKeys("orphan")):
         assert "orphan seems to be at work for another queue; --force" in refused(queue.type("rm orphan --yes"))
     assert queue.type("rm orphan --yes").exit_code == 0, "its process has ended"
