@@ -8,8 +8,8 @@ import typer
 
 from cli import console, options, render
 from cli.durations import parse_duration_s
-from raygen.data.progress import in_words
 from raygen.errors import InputError
+from raygen.progress import in_words
 
 OlderThan = Annotated[
     str | None, typer.Option(metavar="AGE", help="What was not used for so long: 90m, 12h, 30d.", show_default=False)
@@ -45,3 +45,8 @@ def prune(older_than: OlderThan = None, everything: All = False) -> None:
         console.warn(f"{each.name} stays: it is in use, or not yours to remove")
     freed = in_words(sum(each.size_bytes for each in gone))
     console.say(f"removed {len(gone)} of {len(gone) + len(kept)}, {freed}")
+
+
+cached = typer.Typer(add_completion=False, invoke_without_command=True)
+cached.callback()(show)
+cached.command("prune")(prune)

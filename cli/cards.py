@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from cli import console
-from cli.render import duration
+from cli.words import duration
 from raygen import metrics
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import console, options, render
+from cli import console, job_tables, options
 from raygen import machine
 from raygen.capacity import Capacity, OnDemand, count
 from raygen.errors import SpecError
@@ -39,7 +39,7 @@ def up(gpus: Gpus = None, cpus: Cpus = None, all_users: AllUsers = False, storag
     with console.talk().status("starting Ray"):
         gpus, cpus = here.gpus if gpus is None else gpus, here.cpus if cpus is None else cpus
         site.up(Capacity.of_machine(gpus=gpus, cpus=cpus, where=here.where), all_users=all_users)
-    console.show(render.status_table(site.status()))
+    console.show(job_tables.status_table(site.status()))
 
 
 def down(storage: options.Storage = None) -> None:
@@ -65,7 +65,7 @@ def status(
     if output == "json":
         console.show_json(found)
     else:
-        console.show(render.status_table(found))
+        console.show(job_tables.status_table(found))
     if check and (problem := _problem(found)):
         console.error(problem)
         raise typer.Exit(UNHEALTHY)
@@ -126,3 +126,10 @@ def _amounts(option: str, text: str) -> dict[str, int]:
             raise SpecError(f"{option} {text}: write numbers of devices, such as {option} gpus=8,cpus=64")
         amounts[kind] = int(number)
     return amounts
+
+
+nodes = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Declare the nodes that a cluster's autoscaler can add."
+)
+nodes.command("set")(set_nodes)
+nodes.command("unset")(unset_nodes)

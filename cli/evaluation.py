@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli import cards, console, options
+from cli import cards, console, judging_options, options
 from raygen import files
 from raygen.api import judging
 from raygen.api.loading import find_model, find_run, with_prior
@@ -49,18 +49,18 @@ AgainstOption = Annotated[
 
 def evaluate(
     model: options.ModelPlace,
-    metrics: options.Metrics = None,
-    network: options.Network = "random",
-    split: options.JudgedSplit = "validation",
-    images: options.JudgedImages = None,
-    samples: options.JudgedSamples = None,
-    reference: options.Reference = None,
-    seed: options.JudgingSeed = 0,
+    metrics: judging_options.Metrics = None,
+    network: judging_options.Network = "random",
+    split: judging_options.JudgedSplit = "validation",
+    images: judging_options.JudgedImages = None,
+    samples: judging_options.JudgedSamples = None,
+    reference: judging_options.Reference = None,
+    seed: judging_options.JudgingSeed = 0,
     is_samples: ImportanceSamples = None,
     normal_class: NormalClass = None,
-    fid_weights: options.FidWeights = None,
-    prior: options.Prior = None,
-    components: options.Components = None,
+    fid_weights: judging_options.FidWeights = None,
+    prior: judging_options.Prior = None,
+    components: judging_options.Components = None,
     data: options.OtherData = None,
     data_root: options.DataRoot = None,
     image_size: options.ImageSize = None,
@@ -103,16 +103,16 @@ def evaluate(
 
 def compare(
     models: options.ModelPlaces,
-    metrics: options.RankingMetrics = RANKING_METRICS,
-    network: options.Network = "random",
-    split: options.JudgedSplit = "validation",
-    images: options.JudgedImages = None,
-    samples: options.JudgedSamples = None,
-    reference: options.Reference = None,
-    seed: options.JudgingSeed = 0,
-    fid_weights: options.FidWeights = None,
-    prior: options.Prior = None,
-    components: options.Components = None,
+    metrics: judging_options.RankingMetrics = RANKING_METRICS,
+    network: judging_options.Network = "random",
+    split: judging_options.JudgedSplit = "validation",
+    images: judging_options.JudgedImages = None,
+    samples: judging_options.JudgedSamples = None,
+    reference: judging_options.Reference = None,
+    seed: judging_options.JudgingSeed = 0,
+    fid_weights: judging_options.FidWeights = None,
+    prior: judging_options.Prior = None,
+    components: judging_options.Components = None,
     picture: ComparisonPicture = None,
     curves: CurvesPicture = None,
     against: AgainstOption = None,

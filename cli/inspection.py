@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli import console, options
+from cli import console, judging_options, options
 from raygen import files
 from raygen.api import looking
 from raygen.api.loading import load, select_images
@@ -68,8 +68,8 @@ def sample(
     count: Samples = looking.SAMPLES,
     output: ImageOutput = Path("samples.png"),
     seed: Seed = 0,
-    prior: options.Prior = None,
-    components: options.Components = None,
+    prior: judging_options.Prior = None,
+    components: judging_options.Components = None,
     storage: options.Storage = None,
 ) -> None:
     """Draw images from a model's prior, or from a mixture fitted over its latents, as a grid, an array or files.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cli import console, follow, progress, render
+from cli import console, follow, job_tables, progress, render
 from cli.options import Output
 from raygen import preparation, selection
 from raygen.errors import SpecError
@@ -143,7 +143,7 @@ def _follow(site: Site, job: Job, view: View) -> None:
     if not view.detach:
         follow.follow(site, job, output=view.output, quiet=view.quiet, verbose=view.verbose)
     elif view.output == "json":
-        console.show_json(render.job_json(job, ""))
+        console.show_json(job_tables.job_json(job, ""))
     else:
         console.show(job.name)
         view.say(f"queued; `raygen watch {job.name}` follows it, `raygen cancel {job.name}` ends it")

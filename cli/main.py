@@ -5,33 +5,23 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from cli import (
-    cache,
-    catalog,
-    changes,
-    cluster,
-    console,
-    evaluation,
-    inspection,
-    progress,
-    queue,
-    results,
-    train,
-    tune,
-)
+from cli import console, progress
+from cli.commands import Commands
 from raygen import files
-from raygen.data.progress import heard_by
 from raygen.errors import InputError, RaygenError, RaygenWarning, RunInterruptedError
+from raygen.progress import heard_by
 
 
 class _Group(TyperGroup):
-    """Turns errors into one red line and their documented exit code, for the terminal and for tests alike."""
+    """All commands; turns errors into one red line and their documented exit code, for the terminal and for tests."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "commands": Commands()})
 
     def main(
         self,
@@ -89,6 +79,8 @@ def _shown_by(others: Callable[..., None]) -> Callable[..., None]:
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         console.show(f"raygen {version('raygen')}")
         raise typer.Exit
 
@@ -110,45 +102,6 @@ app = typer.Typer(
     "130 interrupted.",
 )
 app.callback()(_options)
-app.command("tune")(tune.tune)
-app.command("train")(train.train)
-app.command("show")(results.show)
-app.command("get")(results.get)
-app.command("ls")(queue.list_jobs)
-app.command("watch")(queue.watch)
-app.command("logs")(queue.logs)
-app.command("wait")(queue.wait)
-app.command("cancel")(changes.cancel)
-app.command("retry")(changes.retry)
-app.command("priority")(changes.priority)
-app.command("hold")(changes.hold)
-app.command("release")(changes.release)
-app.command("rm")(changes.remove)
-app.command("up")(cluster.up)
-app.command("down")(cluster.down)
-app.command("status")(cluster.status)
-app.command("dispatch")(cluster.dispatch)
-nodes = typer.Typer(no_args_is_help=True, help="Declare the nodes that a cluster's autoscaler can add.")
-nodes.command("set")(cluster.set_nodes)
-nodes.command("unset")(cluster.unset_nodes)
-app.add_typer(nodes, name="cluster")
-cached = typer.Typer(invoke_without_command=True)
-cached.callback()(cache.show)
-cached.command("prune")(cache.prune)
-app.add_typer(cached, name="cache")
-app.command("sample")(inspection.sample)
-app.command("reconstruct")(inspection.reconstruct)
-app.command("restore")(inspection.restore)
-app.command("interpolate")(inspection.interpolate)
-app.command("encode")(inspection.encode)
-app.command("decode")(inspection.decode)
-app.command("map")(inspection.draw_map)
-app.command("score")(inspection.score)
-app.command("evaluate")(evaluation.evaluate)
-app.command("compare")(evaluation.compare)
-app.command("models")(catalog.models)
-app.command("datasets")(catalog.datasets)
-app.command("spaces")(catalog.spaces)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cli import console
-from raygen.data.progress import OnProgress, in_words, silent
+from raygen.progress import OnProgress, in_words, silent
 
 if TYPE_CHECKING:
     from rich.progress import Progress

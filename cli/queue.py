@@ -1,52 +1,28 @@
-"""Commands that look at the queue: `ls`, `watch`, `logs`, `wait`."""
+"""Commands that follow a job: `watch`, `logs`, `wait`."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated
 
 import typer
 
-from cli import console, follow, options, render
-from raygen import machine
-from raygen.errors import RunError, StorageError, WaitError
+from cli import console, follow, options
+from raygen.errors import WaitError
 from raygen.patience import Patience
-from raygen.queue.job import ACTIVE, ENDED, Job, JobState, has_been
+from raygen.queue.job import ENDED, JobState, has_been
 from raygen.site import Site
 
 POLL_EVERY_S = 0.25
 
-Number = Annotated[int, typer.Option("-n", min=1, help="Jobs to list, the newest.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")]
 Since = Annotated[str | None, typer.Option(metavar="AGE", help="Only lines younger than 30s, 10m, 2h, 1d.")]
 Lines = Annotated[int | None, typer.Option("-n", min=1, help="Only so many last lines.")]
 For = Annotated[JobState | None, typer.Option("--for", help="The state to wait for.", show_default="any end")]
-
-
-def list_jobs(
-    state: options.States = None,
-    mine: options.Mine = False,
-    number: Number = 50,
-    storage: options.Storage = None,
-    output: options.OutputOption = "table",
-) -> None:
-    """List the jobs, the newest first, and why those that wait do so."""
-    site = Site(storage)
-    jobs = site.jobs(states=options.states(state), user=machine.user() if mine else None, limit=number)
-    reasons = site.reasons(jobs)
-    if output == "json":
-        console.show_json([render.job_json(job, reasons.get(job.id, job.reason)) for job in jobs])
-    elif jobs:
-        limits = {id_: f"{render.duration(left_s)} left" for id_, left_s in site.time_left_s(_active(jobs)).items()}
-        console.show(render.job_table(jobs, limits | reasons, _best(site, jobs)))
-    elif state or mine:
-        console.say(f"no such jobs in {site.storage.name}; `raygen ls` lists all")
-    else:
-        console.say(f"no jobs in {site.storage.name}; `raygen tune vae` makes one")
 
 
 def watch(
@@ -111,28 +87,6 @@ def wait(
     site.check(found)
     if state is not None:
         raise WaitError(f"{found.name} ended as {found.state} and was not {state} since it was queued")
-
-
-def _active(jobs: Iterable[Job]) -> list[Job]:
-    return [job for job in jobs if job.state in ACTIVE]
-
-
-def _best(site: Site, jobs: Sequence[Job]) -> dict[int, str]:
-    """The best value of each job's objective so far, in words; one line says what could not be read."""
-    found, problems = dict.fromkeys((job.id for job in jobs), ""), list[Exception]()
-    for job in jobs:
-        try:
-            value = site.best_value(job)
-        except (RunError, StorageError) as error:
-            found[job.id] = "–"
-            problems.append(error)
-        else:
-            if value is not None:
-                found[job.id] = f"{job.objective} {value:.5g}"
-    if problems:
-        others = f"; {len(problems) - 1} more of these runs cannot be read" if problems[1:] else ""
-        console.warn(f"{problems[0]}{others}")
-    return found
 
 
 def _oldest(since: str | None) -> datetime:

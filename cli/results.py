@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import console, follow, options, render, thumbnails
+from cli import console, follow, job_tables, options, render, thumbnails, words
 from raygen import files, search_insight, search_plot
 from raygen import film as films
 from raygen.api.loading import copy_best
 from raygen.errors import RaygenError, RunError, StorageError
+from raygen.history import History
 from raygen.queue.job import Job
-from raygen.site import History, Site
+from raygen.site import Site
 
 Thumbnails = Annotated[
     bool, typer.Option("--images", help="Draw images of the best model and of how it learned, in a terminal.")
@@ -60,13 +61,13 @@ def show(
         console.show_json({**report.as_json(), "job": _job_json(found), **learned})
         return
     title = (
-        render.state(found.job.state, found.reason)
+        words.state(found.job.state, found.reason)
         if found.job
-        else render.state(report.status.state, report.status.reason)
+        else words.state(report.status.state, report.status.reason)
     )
     console.say(console.text(f"{report.address}: ", title))
     if found.job is not None and found.job.time_limit_s is not None:
-        console.say(render.time_limit(found.job, site.time_left_s([found.job])[found.job.id]))
+        console.say(job_tables.time_limit(found.job, site.time_left_s([found.job])[found.job.id]))
     follow.show_report(report, output=output)
     if insight:
         console.show("")
@@ -81,7 +82,7 @@ def show(
         thumbnails.show(found)
     if found.events:
         console.show("")
-        console.show(render.history_table(found.events))
+        console.show(job_tables.history_table(found.events))
 
 
 def _show_without_run(found: History, job: Job, problem: RaygenError, output: options.Output) -> None:
@@ -90,14 +91,14 @@ def _show_without_run(found: History, job: Job, problem: RaygenError, output: op
     if output == "json":
         console.show_json({"name": job.name, "address": found.run.address, "job": _job_json(found)})
         return
-    console.say(console.text(f"{found.run.address}: ", render.state(job.state, found.reason)))
-    console.show(render.history_table(found.events))
+    console.say(console.text(f"{found.run.address}: ", words.state(job.state, found.reason)))
+    console.show(job_tables.history_table(found.events))
 
 
 def _job_json(found: History) -> dict[str, Any] | None:
     if found.job is None:
         return None
-    return {**render.job_json(found.job, found.reason), **render.history_json(found.events, found.attempts)}
+    return {**job_tables.job_json(found.job, found.reason), **job_tables.history_json(found.events, found.attempts)}
 
 
 def get(

@@ -11,7 +11,7 @@ from rich.style import Style
 from cli import console
 from raygen import film
 from raygen.errors import RunError
-from raygen.site import History
+from raygen.history import History
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import jobs, options
+from cli import jobs, options, training_options
 from raygen import preparation
 from raygen.api.loading import find_model
 from raygen.errors import SpecError
@@ -15,26 +15,26 @@ from raygen.site import Site
 
 def train(
     context: typer.Context,
-    model: options.Model = None,
-    spec: options.SpecFile = None,
-    autoencoder: options.Autoencoder = None,
-    data: options.Data = None,
+    model: training_options.Model = None,
+    spec: training_options.SpecFile = None,
+    autoencoder: training_options.Autoencoder = None,
+    data: training_options.Data = None,
     data_root: options.DataRoot = None,
     image_size: options.ImageSize = None,
-    normal_class: options.NormalClass = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    lr: options.LearningRate = None,
-    latent_dim: options.LatentDim = None,
-    precision: options.PrecisionOption = None,
-    compile_: options.Compile = None,
-    seed: options.Seed = None,
-    objective: options.Objective = None,
-    health: options.Health = None,
-    assignments: options.Set = None,
-    gpus: options.Gpus = None,
-    cpus: options.Cpus = None,
-    workers: options.Workers = None,
+    normal_class: training_options.NormalClass = None,
+    epochs: training_options.Epochs = None,
+    batch_size: training_options.BatchSize = None,
+    lr: training_options.LearningRate = None,
+    latent_dim: training_options.LatentDim = None,
+    precision: training_options.PrecisionOption = None,
+    compile_: training_options.Compile = None,
+    seed: training_options.Seed = None,
+    objective: training_options.Objective = None,
+    health: training_options.Health = None,
+    assignments: training_options.Set = None,
+    gpus: training_options.Gpus = None,
+    cpus: training_options.Cpus = None,
+    workers: training_options.Workers = None,
     storage: options.Storage = None,
     address: options.Address = None,
     name: options.Name = None,
@@ -51,7 +51,7 @@ def train(
     verbose: options.Verbose = False,
 ) -> None:
     """Train one model, on one device or several."""
-    settings = options.settings(context.params)
+    settings = training_options.settings(context.params)
     view = jobs.View(output=output, quiet=quiet, verbose=verbose, detach=detach)
     limit_s = options.time_limit_s(time_limit)
     site = Site(storage, address)

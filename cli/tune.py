@@ -6,7 +6,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from cli import jobs, options
+from cli import jobs, options, training_options
 from raygen import preparation
 from raygen.errors import SpecError
 from raygen.queue.job import Request
@@ -39,14 +39,16 @@ DefaultsFirst = Annotated[
 Trials = Annotated[
     int | None,
     typer.Option(
-        help="Configurations to try.", show_default=options.default(SearchOptions, "trials"), rich_help_panel=_SEARCH
+        help="Configurations to try.",
+        show_default=training_options.default(SearchOptions, "trials"),
+        rich_help_panel=_SEARCH,
     ),
 ]
 Replicates = Annotated[
     int | None,
     typer.Option(
         help="Fresh seeds that the best configurations are run on too.",
-        show_default=options.default(SearchOptions, "replicates"),
+        show_default=training_options.default(SearchOptions, "replicates"),
         rich_help_panel=_SEARCH,
     ),
 ]
@@ -55,7 +57,7 @@ Search = Annotated[
     typer.Option(
         "--search",
         help="Source of configurations.",
-        show_default=options.default(SearchOptions, "sampler"),
+        show_default=training_options.default(SearchOptions, "sampler"),
         rich_help_panel=_SEARCH,
     ),
 ]
@@ -71,7 +73,7 @@ SchedulerOption = Annotated[
         "--scheduler",
         metavar="|".join(get_args(Scheduler)),
         help="Early stopping.",
-        show_default=options.default(SearchOptions, "scheduler"),
+        show_default=training_options.default(SearchOptions, "scheduler"),
         rich_help_panel=_SEARCH,
     ),
 ]
@@ -79,7 +81,7 @@ SchedulerOption = Annotated[
 
 def tune(
     context: typer.Context,
-    model: options.Model = None,
+    model: training_options.Model = None,
     space: Space = None,
     vary: Vary = None,
     trials: Trials = None,
@@ -87,22 +89,22 @@ def tune(
     search: Search = None,
     scheduler: SchedulerOption = None,
     defaults_first: DefaultsFirst = None,
-    objective: options.Objective = None,
-    data: options.Data = None,
+    objective: training_options.Objective = None,
+    data: training_options.Data = None,
     data_root: options.DataRoot = None,
     image_size: options.ImageSize = None,
-    normal_class: options.NormalClass = None,
-    epochs: options.Epochs = None,
-    precision: options.PrecisionOption = None,
-    compile_: options.Compile = None,
-    seed: options.Seed = None,
-    health: options.Health = None,
-    assignments: options.Set = None,
-    gpus: options.Gpus = None,
-    cpus: options.Cpus = None,
-    gpus_per_trial: options.GpusPerTrial = None,
-    cpus_per_trial: options.CpusPerTrial = None,
-    workers: options.Workers = None,
+    normal_class: training_options.NormalClass = None,
+    epochs: training_options.Epochs = None,
+    precision: training_options.PrecisionOption = None,
+    compile_: training_options.Compile = None,
+    seed: training_options.Seed = None,
+    health: training_options.Health = None,
+    assignments: training_options.Set = None,
+    gpus: training_options.Gpus = None,
+    cpus: training_options.Cpus = None,
+    gpus_per_trial: training_options.GpusPerTrial = None,
+    cpus_per_trial: training_options.CpusPerTrial = None,
+    workers: training_options.Workers = None,
     storage: options.Storage = None,
     address: options.Address = None,
     name: options.Name = None,
@@ -120,8 +122,8 @@ def tune(
     verbose: options.Verbose = False,
 ) -> None:
     """Search for the best learning rate, batch size and latent dimension of a model."""
-    settings = options.settings(context.params)
-    varied = options.by_path("--vary", vary or [])
+    settings = training_options.settings(context.params)
+    varied = training_options.by_path("--vary", vary or [])
     view = jobs.View(output=output, quiet=quiet, verbose=verbose, detach=detach)
     limit_s = options.time_limit_s(time_limit)
     site = Site(storage, address)

@@ -1,6 +1,7 @@
 """Where jobs go: a storage with its queue, and a cluster.
 
-Nothing here imports torch or Ray before a job is queued.
+Nothing here imports torch or Ray before a job is queued, nor specs and records before one is looked at closely: who
+only lists jobs need not wait for them.
 """
 
 from __future__ import annotations
@@ -8,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raygen import data, submission
 from raygen.capacity import LOST_FOR_S, Capacity, OnDemand
-from raygen.data.progress import OnProgress, silent
 from raygen.errors import (
     ClusterUnreachableError,
     JobError,
@@ -26,32 +25,32 @@ from raygen.errors import (
     RunInterruptedError,
     StorageError,
 )
+from raygen.history import History
 from raygen.patience import Patience
-from raygen.preparation import Prepared, extended
+from raygen.progress import OnProgress, silent
 from raygen.queue import changes
 from raygen.queue.job import (
     ACTIVE,
     ENDED,
     EVERYBODY,
     UNFINISHED,
-    Attempt,
     Event,
     Job,
     JobState,
     Request,
     check_time_limit,
 )
-from raygen.record import ranking
 from raygen.record.log import LogTail as LogTail
 from raygen.record.lookout import look_every_s
-from raygen.record.run import Run, check_name
-from raygen.report import Report
 from raygen.storage import Storage, default_storage
 
 if TYPE_CHECKING:
     from raygen.cluster.service import Ended, Service
+    from raygen.preparation import Prepared
     from raygen.queue.policy import Cluster
     from raygen.queue.store import Store
+    from raygen.record.run import Run
+    from raygen.report import Report
     from raygen.spec import TuneSpec
 
 POLL_EVERY_S = 0.25
@@ -183,7 +182,9 @@ class Site:
         the time limit is none, ResourceError if a node of the cluster cannot run jobs, and ServiceError if no
         dispatcher starts (the job is queued then).
         """
+        from raygen import data, submission
         from raygen.queue.store import Store
+        from raygen.record.run import check_name
 
         check_name(name)
         check_time_limit(time_limit_s)
@@ -227,14 +228,16 @@ class Site:
 
         Raises JobError if the job has not succeeded, and SpecError if it is no search or cannot be extended so.
         """
-        run = self.run_of(job)
-        run.request(reopens=False, spec=extended(job, run.look(), trials=trials, epochs=epochs))
+        spec = self.extended_spec(job, trials=trials, epochs=epochs)
+        self.run_of(job).request(reopens=False, spec=spec)
         queued = self.store.extend(job)
         self.tend(queued)
         return queued
 
     def extended_spec(self, job: Job, *, trials: int | None = None, epochs: int | None = None) -> TuneSpec:
         """The spec that `extend` would go on with; raises as it does."""
+        from raygen.preparation import extended
+
         return extended(job, self.run_of(job).look(), trials=trials, epochs=epochs)
 
     def tend(self, job: Job) -> None:
@@ -315,6 +318,8 @@ class Site:
         """
         if job.state in ENDED or job.attempt == 0:
             return job.best_value
+        from raygen.record import ranking
+
         return ranking.best_value(self.run_of(job).look())
 
     def time_left_s(self, jobs: Sequence[Job]) -> dict[int, float]:
@@ -340,10 +345,14 @@ class Site:
 
     def run_of(self, job: Job) -> Run:
         """The run of a job, which may be in another storage than this one."""
+        from raygen.record.run import Run
+
         return Run(self.storage if job.storage == self.storage.url else Storage(job.storage), job.name)
 
     def report(self, run: Run) -> Report:
         """A run as it is shown to people, as it is now; raises RunError if it is damaged."""
+        from raygen.report import Report
+
         return Report(run.look(), run.address)
 
     def log(self, job: Job, *, skip: bool = False) -> LogTail:
@@ -355,6 +364,8 @@ class Site:
         try:
             job = self.store.find(name)
         except JobError:
+            from raygen.record.run import Run
+
             return History(run=Run.open(name, self.storage))
         return History(
             run=self.run_of(job),
@@ -385,14 +396,3 @@ class Site:
     def dispatch(self, *, all_users: bool = False) -> None:
         """Dispatch one's own jobs, or everybody's, in this process until it is asked to end."""
         self.service.dispatch(self.store, background=False, all_users=all_users)
-
-
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """A run, and what happened to its job if the queue knows it."""
-
-    run: Run
-    job: Job | None = None
-    reason: str = ""
-    events: Sequence[Event] = ()
-    attempts: Sequence[Attempt] = ()

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Literal
 from raygen.data import catalog
 from raygen.data.options import SMALLEST_SIDE as SMALLEST_SIDE
 from raygen.data.options import DataOptions as DataOptions
-from raygen.data.progress import OnProgress, silent
 from raygen.data.stored import InStorage as InStorage
 from raygen.data.stored import StoredData as StoredData
 from raygen.errors import DataError, named
+from raygen.progress import OnProgress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ValidationError
 
 from raygen import interruption
 from raygen.data.options import DataOptions
-from raygen.data.progress import OnProgress, to_listener
 from raygen.errors import DataError
+from raygen.progress import OnProgress, to_listener
 from raygen.storage import Storage
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from raygen.data.progress import in_lines
 from raygen.data.stored import InStorage
 from raygen.errors import Cause, CheckpointError, StorageError
+from raygen.progress import in_lines
 from raygen.record import layout, ranking
 from raygen.record.checkpoints import newest_readable
 from raygen.record.courier import Courier

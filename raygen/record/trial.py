@@ -11,9 +11,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raygen.data.progress import in_lines
 from raygen.data.stored import InStorage
 from raygen.errors import Cause, CheckpointError, JobFailedError, ProcessLostError, RunError, TrainingError
+from raygen.progress import in_lines
 from raygen.record import layout
 from raygen.record.checkpoints import checksum, newest_readable
 from raygen.record.courier import Courier

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from cli import progress
-from raygen.data.progress import heard_by, in_lines, to_listener
 from raygen.errors import DataError
+from raygen.progress import heard_by, in_lines, to_listener
 
 
 @pytest.fixture

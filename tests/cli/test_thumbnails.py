@@ -20,10 +20,11 @@ from cli import console, thumbnails
 from cli.main import app
 from raygen import pictures
 from raygen.errors import RunError
+from raygen.history import History
 from raygen.record.attempt import Attempt
 from raygen.record.run import Run
 from raygen.record.trial import TrialWriter
-from raygen.site import History, Site
+from raygen.site import Site
 from raygen.spec import TrainSpec
 from raygen.storage import Storage
 from tests.cli.conftest import PLAN

@@ -15,9 +15,9 @@ from PIL import Image
 from raygen import interruption
 from raygen.data import DataOptions, cache, load
 from raygen.data.folder import ImageFiles
-from raygen.data.progress import silent
 from raygen.data.stored import InStorage
 from raygen.errors import RunInterruptedError
+from raygen.progress import silent
 from raygen.storage import Storage
 
 

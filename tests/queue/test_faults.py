@@ -18,7 +18,7 @@ from fake_cluster import ENDLESS, UNLUCKY, FakeCluster
 from making import CLUSTER, let_leases_run_out, queue_job
 from typer.testing import CliRunner
 
-from cli import render
+from cli import job_tables
 from cli.main import app
 from raygen.queue.dispatcher import Dispatcher
 from raygen.queue.job import ENDED, JobState
@@ -182,7 +182,7 @@ def jobs_by_command(queue: Store) -> list[dict[str, Any]]:
 def jobs_by_store(queue: Store) -> list[dict[str, Any]]:
     jobs = queue.list(limit=2 * JOBS)
     reasons = queue.reasons(jobs)
-    return without_reasons_of_the_moment([render.job_json(job, reasons.get(job.id, job.reason)) for job in jobs])
+    return without_reasons_of_the_moment([job_tables.job_json(job, reasons.get(job.id, job.reason)) for job in jobs])
 
 
 def without_reasons_of_the_moment(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cli.options import settings
+from cli.training_options import settings
 from raygen import collection, data, results, warm_start
 from raygen.data import Dataset, Part
 from raygen.errors import CheckpointError, RaygenError, RunError, SpecError
