@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
-import torch
-from torch import distributed
-from torch.multiprocessing import spawn
 
 import raygen as package
 from cli.console import COLOURS
@@ -25,9 +21,15 @@ from raygen.record.view import Trial
 from raygen.spec import TrainSpec
 from raygen.storage import Storage
 from raygen.training.checkpoint import MODEL, read_weights
-from raygen.training.distributed import CPU, Group
 from raygen.training.loop import fit
-from tests.cluster.weights import assert_close, final_weights, training_writes, undisturbed
+from tests.cluster.weights import (
+    assert_close,
+    assert_equal,
+    final_weights,
+    training_writes,
+    undisturbed,
+    undisturbed_pair,
+)
 from tests.searches import begin, create, train_trial
 from tests.typed_commands import PATIENCE_S, Queue, wait_until
 
@@ -123,10 +125,15 @@ def test_a_killed_worker_process_costs_nothing_but_time(queue: Queue, tmp_path: 
     assert "finished" in output
     trial = only_trial(queue, "maimed")
     assert [epoch.epoch for epoch in trial.epochs] == list(range(1, 81))
-    final = final_weights(queue.run("maimed"), trial, tmp_path)
-    spawn(_undisturbed_process, args=(trial.spec().model_dump_json(), str(tmp_path)), nprocs=2)
-    for name, tensor in read_weights(tmp_path / "checkpoint.safetensors", prefix=MODEL).items():
-        assert torch.equal(final[name], tensor), f"{name} differs from the undisturbed training"
+    assert_equal(final_weights(queue.run("maimed"), trial, tmp_path), undisturbed_pair(trial.spec(), tmp_path))
+
+
+def kill_actors(queue: Queue) -> list[int]:
+    """Kill the processes that train; none is found in the moment in which Ray gives one its name."""
+    actors = queue.head_processes("ray::ResourceTrainable")
+    for actor in actors:
+        actor.kill()
+    return [actor.pid for actor in actors]
 
 
 def test_kills_of_a_training_that_gets_further_lose_no_attempt(queue: Queue) -> None:
@@ -136,8 +143,7 @@ def test_kills_of_a_training_that_gets_further_lose_no_attempt(queue: Queue) -> 
     for _ in range(3):  # once more than one that gets no further may be lost and go on
         wait_until(lambda after=done: epochs_done(queue, "hunted") > after + 10, "ten more epochs")
         done = epochs_done(queue, "hunted")
-        [actor] = queue.head_processes("ray::ResourceTrainable")
-        actor.kill()
+        wait_until(lambda: kill_actors(queue), "its actor")
     watched = queue.raygen("watch", "hunted", "--quiet")
     assert watched.returncode == 0, watched.stderr
     assert [epoch.epoch for epoch in only_trial(queue, "hunted").epochs] == list(range(1, 401))
@@ -150,27 +156,13 @@ def test_a_training_that_is_killed_and_gets_no_further_is_lost(queue: Queue) -> 
     killed: set[int] = set()
 
     def is_lost() -> bool:
-        for actor in queue.head_processes("ray::ResourceTrainable"):
-            killed.add(actor.pid)
-            actor.kill()
+        killed.update(kill_actors(queue))
         return queue.job("stuck").state is JobState.RECOVERING
 
     wait_until(is_lost, "the attempt to be lost")
     assert len(killed) == 3
     assert queue.job("stuck").reason.startswith("The actor")
     assert queue.raygen("cancel", "stuck").returncode == 0
-
-
-def _undisturbed_process(rank: int, spec: str, folder: str) -> None:
-    """One of two processes that do the same training without Ray, and without being killed."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    parsed = TrainSpec.model_validate_json(spec)
-    for _ in fit(parsed, data.load(parsed.data), Path(folder) / "checkpoint.safetensors", group=Group.joined(CPU)):
-        pass
-    distributed.barrier()
-    distributed.destroy_process_group()
-    os._exit(0)  # as Python ends, a thread of gloo's aborts the process once in a while
 
 
 def test_ctrl_c_leaves_the_job_running_cancel_ends_it_and_retry_finishes_it(queue: Queue) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, distributed
+from torch.multiprocessing import spawn
 
 from raygen import data
 from raygen.record.run import Run
 from raygen.record.view import Trial
 from raygen.spec import TrainSpec
 from raygen.training.checkpoint import MODEL, read_weights
+from raygen.training.distributed import CPU, Group
 from raygen.training.loop import fit
 
 
@@ -29,6 +33,29 @@ def undisturbed(spec: TrainSpec, path: Path) -> tuple[dict[str, Tensor], dict[st
     """Weights and last metrics of the same training in one process, with its checkpoint at `path`."""
     *_, epoch = fit(spec, data.load(spec.data), path)
     return dict(read_weights(path, prefix=MODEL)), epoch.metrics
+
+
+def undisturbed_pair(spec: TrainSpec, folder: Path) -> dict[str, Tensor]:
+    """Weights of the same training in two processes, with their checkpoint in `folder`."""
+    spawn(_one_of_two, args=(spec.model_dump_json(), str(folder)), nprocs=2)
+    return dict(read_weights(folder / "checkpoint.safetensors", prefix=MODEL))
+
+
+def _one_of_two(rank: int, spec: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    parsed = TrainSpec.model_validate_json(spec)
+    for _ in fit(parsed, data.load(parsed.data), Path(folder) / "checkpoint.safetensors", group=Group.joined(CPU)):
+        pass
+    distributed.barrier()
+    distributed.destroy_process_group()
+    os._exit(0)  # as Python ends, a thread of gloo's aborts the process once in a while
+
+
+def assert_equal(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Each tensor is as expected, bit for bit."""
+    for name, tensor in expected.items():
+        assert torch.equal(weights[name], tensor), f"{name} differs from the undisturbed training"
 
 
 def assert_close(weights: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
