@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Read when torch is first imported, here and in every process that a test starts. Tests share two cores with each
 # other's processes, where two threads each that wait for one another are many times slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Some virtual machines announce matrix units (AMX) that they do not let anybody use: bf16 ends there with SIGILL.
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_FP16"
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would all commands that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
