@@ -206,9 +206,12 @@ class _Together:
                 yield
                 if (failure := failure_of(self._storage, self._place, start)) is not None:
                     raise failure
-                if processes.error is None and not resizes:
+                progress = newest_progress(self._storage, self._place)
+                # Processes that have just ended leave room, as nodes that return do.
+                is_whole = progress.epochs_done == progress.epochs_wanted
+                if processes.error is None and (is_whole or not resizes):
                     return
-                is_stuck = newest_progress(self._storage, self._place).checkpoint == before
+                is_stuck = progress.checkpoint == before
                 losses = losses + 1 if processes.error is not None and is_stuck else 0
                 if losses > LOSSES_IN_A_ROW:
                     reason = str(processes.error).strip().rpartition("\n")[2]

@@ -25,11 +25,12 @@ from raygen.record.attempt import Attempt
 from raygen.record.courier import Courier
 from raygen.record.documents import STOPPED_EARLY
 from raygen.record.scratch import PREFIX
-from raygen.record.trial import TrialWriter
+from raygen.record.trial import TrialPlace, TrialWriter
 from raygen.record.view import Trial
 from raygen.spec import TrainSpec
 from raygen.storage import Storage
 from raygen.training import checkpoint
+from raygen.training.distributed import Group
 from raygen.training.loop import Epoch, fit
 from tests.cluster.weights import final_weights, undisturbed
 from tests.searches import begin, create, run_of
@@ -357,3 +358,50 @@ def test_whatever_ends_ray_train_loses_the_processes(tmp_path: Path, monkeypatch
     [trial] = attempt.look().trials
     assert (trial.state, trial.progress.cause) == ("failed", "lost")
     assert "No space left on device" in trial.progress.reason
+
+
+def test_an_elastic_training_that_has_ended_does_not_begin_again_in_the_room_that_it_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun_with, room_asked = [], threading.Event()
+
+    class Controller:
+        """Ray Train that takes its time to end its processes, whose devices are free by then."""
+
+        def __init__(self, function: object, *, train_loop_config: dict[str, Any], **options: Any) -> None:
+            self.config = train_loop_config
+
+        def fit(self) -> None:
+            begun_with.append(self.config["start"])
+            with contextlib.closing(
+                TrialWriter.join(TrialPlace(**self.config["place"]), self.config["start"])
+            ) as writer:
+                assert list(worker.train(writer, Group()))
+            assert room_asked.wait(60)
+
+    class Grows:
+        """Room for two processes, and for a third as soon as the training has ended."""
+
+        def __init__(self, plan: Plan) -> None: ...
+
+        def wait(self, should_stop: object) -> int:
+            return 2
+
+        def has_grown(self, processes: int) -> bool:
+            if trial_of(attempt).epochs[1:]:
+                room_asked.set()
+            return room_asked.is_set()
+
+        def close(self) -> None: ...
+
+    for name, value in {"POLL_EVERY_S": 0.01, "RESIZE_AFTER_S": 0.0, "Room": Grows}.items():
+        monkeypatch.setattr(worker, name, value)
+    monkeypatch.setattr(worker.ray.train.torch, "TorchTrainer", Controller)
+    attempt = begun(tmp_path, training__epochs=2)
+    actor = worker.TrialActor.__new__(worker.TrialActor)
+    plan = replace(PLAN, workers=3, elastic_from=1)
+    actor.setup({**config(attempt), "plan": plan.as_json()})
+    while not actor.step()["done"]:
+        pass
+    actor.cleanup()
+    assert (len(begun_with), trial_of(attempt).state) == (1, "finished")
