@@ -19,7 +19,8 @@ from unittest import mock
 
 import psutil
 
-from raygen.errors import QueueError
+from raygen.cluster.ray_jobs import RayJobs
+from raygen.errors import ClusterUnreachableError, QueueError
 from tests.chaos import chaos
 from tests.chaos.chaos import RETRIES, Chaos, wait_for
 from tests.chaos.faulty_dashboard import FaultyDashboard
@@ -133,6 +134,7 @@ class NodesChaos(Chaos):
     def mend(self) -> None:
         """Have the dashboard be well, and all nodes be there."""
         self.dashboard.mood = "well"
+        self.nodes.wait_for_nodes()
         while len(self.nodes.all) < NODES:
             self.nodes.add()
 
@@ -164,8 +166,16 @@ class NodesChaos(Chaos):
         if len(others) < NODES - 1:
             return False
         self.nodes.kill(self.random.choice(others))
-        self.later(5.0, 20.0, lambda: self.nodes.add() and None)
+        self.later(5.0, 20.0, self._replace_a_node)
         return True
+
+    def _replace_a_node(self) -> None:
+        """Add a node as soon as Ray knows that one has gone: until then the queue would rightly count on both."""
+        with contextlib.suppress(ClusterUnreachableError):
+            if len(RayJobs(self.nodes.address, remote=True).node_ids()) < NODES:
+                self.nodes.add()
+                return
+        self.later(1.0, 2.0, self._replace_a_node)
 
     def _kill_a_process(self, word: str) -> bool:
         found = self.nodes.processes(word)
