@@ -27,7 +27,7 @@ def train(
     lr: training_options.LearningRate = None,
     latent_dim: training_options.LatentDim = None,
     precision: training_options.PrecisionOption = None,
-    compile_: training_options.Compile = None,
+    compile_: training_options.CompileOption = None,
     seed: training_options.Seed = None,
     objective: training_options.Objective = None,
     health: training_options.Health = None,

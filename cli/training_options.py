@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from cli.options import DATA
 from raygen.data import DataOptions
 from raygen.errors import SpecError
-from raygen.spec import Precision, TrainingOptions
+from raygen.spec import Compile, Precision, TrainingOptions
 
 _TRAINING, _DEVICES = "Training", "Devices"
 
@@ -49,7 +49,15 @@ LatentDim = Annotated[int | None, typer.Option(help="Latent (noise) dimension.",
 PrecisionOption = Annotated[
     Precision | None, typer.Option("--precision", help="bf16: mixed precision.", rich_help_panel=_TRAINING)
 ]
-Compile = Annotated[bool | None, typer.Option("--compile", help="Use torch.compile.", rich_help_panel=_TRAINING)]
+CompileOption = Annotated[
+    Compile | None,
+    typer.Option(
+        "--compile",
+        help="Record and compile steps; auto: on a GPU, if it pays.",
+        show_default=default(TrainingOptions, "compile"),
+        rich_help_panel=_TRAINING,
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Of weights, data order and noise.", rich_help_panel=_TRAINING)]
 Objective = Annotated[
     str | None, typer.Option(help="Metric on validation images that decides what is best.", rich_help_panel=_TRAINING)

@@ -96,7 +96,7 @@ def tune(
     normal_class: training_options.NormalClass = None,
     epochs: training_options.Epochs = None,
     precision: training_options.PrecisionOption = None,
-    compile_: training_options.Compile = None,
+    compile_: training_options.CompileOption = None,
     seed: training_options.Seed = None,
     health: training_options.Health = None,
     assignments: training_options.Set = None,

@@ -50,4 +50,7 @@ def in_lines(what: str, say: Callable[[str], None], *, every_s: float = LINE_EVE
 
 def in_words(size_bytes: int) -> str:
     """A size such as 21.7 kB or 48.0 MB."""
-    return f"{size_bytes / 1e3:,.1f} kB" if size_bytes < 1_000_000 else f"{size_bytes / 1e6:,.1f} MB"
+    for factor, unit in ((1e9, "GB"), (1e6, "MB")):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:,.1f} {unit}"
+    return f"{size_bytes / 1e3:,.1f} kB"

@@ -3,7 +3,8 @@
 A spec's document says in `version` what its fields mean; one without it is of version 1. That had one held-out part
 in the place of validation and test images (`data.held_out_fraction`), counted the seeds of `search.replicates` in all,
 began no search with the defaults, and took gradient penalties of images in [0, 1]. Up to version 2 an autoencoder
-had noise on its inputs in training only (`model.noise_std`), and was judged on clean ones.
+had noise on its inputs in training only (`model.noise_std`), and was judged on clean ones. Up to version 3
+`training.compile` was true or false, and nothing was multiplied in TensorFloat-32 on purpose.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-VERSION = 3
+VERSION = 4
 """Of the specs that are made now."""
 
 FORMER = {
@@ -27,7 +28,7 @@ def read_spec(document: Mapping[str, Any]) -> dict[str, Any]:
     """A spec's document with today's fields; its version stays what it was, 1 if it names none."""
     if document.get("version") == VERSION:
         return dict(document)
-    document = _with_corruption(document)
+    document = _with_training(_with_corruption(document))
     if "version" in document:
         return document
     data, search = dict(document.get("data", {})), dict(document.get("search", {}))
@@ -45,3 +46,13 @@ def _with_corruption(document: Mapping[str, Any]) -> dict[str, Any]:
     noise_std = model.pop("noise_std", 0)
     corruption = {"corruption": "noise", "corruption_std": noise_std} if noise_std else {}
     return {**document, "model": model, "data": {**document.get("data", {}), **corruption}}
+
+
+def _with_training(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with what decided how steps run on a device, if it said so, in today's words."""
+    training = dict(document.get("training", {}))
+    compiled = training.get("compile", False)
+    if isinstance(compiled, bool):
+        training["compile"] = "on" if compiled else "off"
+    training.setdefault("tf32", False)
+    return {**document, "training": training}

@@ -210,7 +210,7 @@ def test_a_word_too_many_in_a_form(path: Path) -> None:
             "model.pack with training.batch_size: training.batch_size: 33 is no multiple of the 2",
         ),
         (
-            {"training.compile": "{ choice = [true, false] }", "model.r1": "{ choice = [0.0, 1.0] }"},
+            {"training.compile": "{ choice = ['on', 'off'] }", "model.r1": "{ choice = [0.0, 1.0] }"},
             "training.compile with model.r1: torch.compile cannot differentiate twice",
         ),
     ],

@@ -299,8 +299,9 @@ def test_metrics_must_suit_the_model() -> None:
 
 
 def test_compiling_and_differentiating_twice_do_not_go_together() -> None:
-    assert "wgan-gp" in refusal("gan", {"model.loss": "wgan-gp", "training.compile": True})
-    assert TrainSpec.create("gan", {"training.compile": True}).training.compile
+    assert "wgan-gp" in refusal("gan", {"model.loss": "wgan-gp", "training.compile": "on"})
+    assert TrainSpec.create("gan", {"training.compile": "on"}).training.compile == "on"
+    assert TrainSpec.create("gan", {"model.loss": "wgan-gp"}).training.compile == "auto", "it decides by itself"
 
 
 # What is set, and what follows from the model

@@ -42,7 +42,7 @@ def written_before(model: str = "vae", **parts: Any) -> dict[str, Any]:
 
 def test_a_new_spec_says_its_version_and_keeps_it() -> None:
     spec = TrainSpec.create("vae", {})
-    assert spec.version == VERSION == 3
+    assert spec.version == VERSION == 4
     assert TrainSpec.model_validate_json(spec.model_dump_json()).version == VERSION
     assert TuneSpec.search_over("vae", "vae", {}).trial_spec({"optimizer.lr": 1e-3}).version == VERSION
     for changed in (lambda: TrainSpec.create("vae", {"version": 1}), lambda: spec.with_settings({"version": 1})):

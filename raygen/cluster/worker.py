@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -77,7 +78,8 @@ class TrialActor(tune.Trainable):
             self._training = _Together(self._place, plan)
         else:
             torch.set_num_threads(plan.cpus_per_worker)
-            self._training = _Alone(self._place, torch.device("cuda" if plan.gpus_per_worker else "cpu"))
+            device = torch.device("cuda" if plan.gpus_per_worker else "cpu")
+            self._training = _Alone(self._place, device, memory_share=min(plan.gpus_per_worker, 1.0))
 
     def step(self) -> dict[str, Any]:
         """Train one epoch; the last one ends the trial."""
@@ -116,7 +118,7 @@ class TrialActor(tune.Trainable):
 class _Alone:
     """A training in this process."""
 
-    def __init__(self, place: TrialPlace, device: torch.device) -> None:
+    def __init__(self, place: TrialPlace, device: torch.device, memory_share: float) -> None:
         self._writer = TrialWriter.begin(place)
         try:
             self._writer.set_state("running")
@@ -124,7 +126,8 @@ class _Alone:
             with contextlib.suppress(StorageError):
                 self._writer.close()
             raise
-        self.epochs: Generator[Epoch | EpochRecord, None, None] = train(self._writer, Group(device=device))
+        group = Group(device=device, memory_share=memory_share)
+        self.epochs: Generator[Epoch | EpochRecord, None, None] = train(self._writer, group)
         self.epochs_wanted = self._writer.epochs_wanted
         self.epochs_done = self._writer.epochs_done
         self.set_state = self._writer.set_state
@@ -239,22 +242,23 @@ def train(writer: TrialWriter, group: Group) -> Generator[Epoch, None, None]:
         writer.checkpoint,
         group=group,
         warm_weights=None if spec.warm_start is None else writer.fetch_warm_start(),
+        on_set_up=partial(_tell, writer) if writes else lambda words: None,
         on_pace=writer.record_pace if writes else lambda pace: None,
         on_judged=artist(writer, spec, dataset.validation.images),
         on_saved=writer.record_checkpoint,
         should_stop=writer.should_stop if writes else lambda: False,
         should_save=draining.notices(),
     )
-    try:
-        with contextlib.closing(epochs):
-            for epoch in epochs:
-                if writes:
-                    writer.record_epoch(epoch)
-                yield epoch
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError(
-            f"out of memory; lower the batch size ({spec.training.batch_size}) or the model's size"
-        ) from error
+    with contextlib.closing(epochs):
+        for epoch in epochs:
+            if writes:
+                writer.record_epoch(epoch)
+            yield epoch
+
+
+def _tell(writer: TrialWriter, words: str) -> None:
+    """Say something of a trial in the run's log."""
+    print(f"trial {writer.number}: {words}", flush=True)
 
 
 def _loaded(writer: TrialWriter, spec: TrainSpec, group: Group) -> data.Dataset | None:
@@ -271,11 +275,8 @@ def artist(writer: TrialWriter, spec: TrainSpec, held_out: Tensor) -> Callable[[
     """What leaves a picture of the model after each epoch, unless the spec wants none; never why a training fails."""
 
     def draw(epoch: int, model: Model) -> None:
-        # Eagerly: the networks would be compiled once more for the few images of a picture.
-        stance = torch.compiler.set_stance("force_eager") if spec.training.compile else contextlib.nullcontext()
         try:
-            with stance:
-                picture = drawing.picture(model, held_out, spec)
+            picture = drawing.picture(model, held_out, spec)
             writer.record_picture(epoch, picture, keeps=spec.evaluation.keeps_picture)
         except (OSError, ValueError) as error:  # of Pillow
             print(f"trial {writer.number}: no picture of epoch {epoch}: {error}", flush=True)

@@ -50,16 +50,50 @@ class Noise:
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
         """Standard normal numbers [B, *shape]; one `purpose` gives the same numbers each time in a step."""
-        numbers = torch.empty(self._batch_size, *shape, device=self._generator.device)
-        return numbers.normal_(generator=self._seeded(purpose))[self._rows]
+        return self._drawn(Tensor.normal_, purpose, shape)[self._rows]
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """Numbers in [0, 1) of shape [B, *shape]; one `purpose` gives the same numbers each time in a step."""
+        return self._drawn(Tensor.uniform_, purpose, shape)[self._rows]
+
+    def _drawn(self, fill: Callable[..., Tensor], purpose: str, shape: tuple[int, ...]) -> Tensor:
+        """The numbers [global B, *shape] that a method of tensors fills in."""
         numbers = torch.empty(self._batch_size, *shape, device=self._generator.device)
-        return numbers.uniform_(generator=self._seeded(purpose))[self._rows]
+        return fill(numbers, generator=self._seeded(purpose))
 
     def _seeded(self, purpose: str) -> torch.Generator:
         return self._generator.manual_seed(derived_seed(self._seed, self._step, purpose))
+
+
+class HeldNoise(Noise):
+    """The same numbers in tensors that stay in place from step to step, so that what reads them can be recorded.
+
+    What a part of a step asks for is known once it has asked; from then on `begin` draws it before the step.
+    """
+
+    def __init__(self, *, seed: int, batch_size: int, rows: slice, generator: torch.Generator) -> None:
+        super().__init__(seed=seed, step=0, batch_size=batch_size, rows=rows, generator=generator)
+        self._held: dict[str, dict[tuple[Callable[..., Tensor], str, tuple[int, ...]], Tensor]] = {}
+        self._part = ""
+
+    def begin(self, step: int, parts: Sequence[str]) -> None:
+        """Draw what these parts of a step are known to ask for."""
+        self._step = step
+        for part in parts:
+            for (fill, purpose, _), numbers in self._held.get(part, {}).items():
+                fill(numbers, generator=self._seeded(purpose))
+
+    def asked_by(self, part: str) -> HeldNoise:
+        """This noise, which the part of that name asks from now on."""
+        self._part = part
+        return self
+
+    def _drawn(self, fill: Callable[..., Tensor], purpose: str, shape: tuple[int, ...]) -> Tensor:
+        held = self._held.setdefault(self._part, {})
+        asked = (fill, purpose, shape)
+        if asked not in held:
+            held[asked] = super()._drawn(fill, purpose, shape)
+        return held[asked]
 
 
 def derived_seed(*parts: int | str) -> int:

@@ -5,6 +5,7 @@ path, `optimizer.lr`, on the command line (`--set`), in search spaces and in Pyt
 """
 
 from raygen.spec.options import (
+    Compile,
     EvaluationOptions,
     HealthOptions,
     Precision,
@@ -21,6 +22,7 @@ from raygen.spec.train import TrainSpec
 from raygen.spec.tune import TuneSpec
 
 __all__ = [
+    "Compile",
     "EvaluationOptions",
     "HealthOptions",
     "Precision",

@@ -12,6 +12,7 @@ from raygen.space import Space
 from raygen.spec.settings import Settings, explained, nested
 
 Precision = Literal["fp32", "bf16"]
+Compile = Literal["auto", "on", "off"]
 Sampler = Literal["optuna", "random", "grid"]
 Scheduler = Literal["asha", "fifo", "median"]
 
@@ -22,7 +23,19 @@ class TrainingOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
     epochs: int = Field(30, ge=1, description="passes over the training images")
     batch_size: int = Field(128, ge=1, description="images of one step over all devices together")
     precision: Precision = Field("fp32", description="bf16: mixed precision; weights stay fp32")
-    compile: bool = Field(False, description="compile the networks with torch.compile")
+    compile: Compile = Field(
+        "auto",
+        description="auto: on a GPU steps are recorded and replayed, and networks compiled, if the planned steps "
+        "repay that; on: both wherever they can be, on a CPU too; off: neither",
+    )
+    images_on: Literal["auto", "device", "host"] = Field(
+        "auto", description="where training images stay; auto: on the device if they fit beside the model"
+    )
+    tf32: bool = Field(True, description="multiply float32 in TensorFloat-32 on a GPU, while training alone")
+    cudnn_benchmark: bool = Field(
+        False, description="let cuDNN try which algorithms are fastest; a resumed training may then differ in rounding"
+    )
+    channels_last: bool = Field(False, description="lay out images and convolutions with the channels last")
     ema_half_life_images: int = Field(
         0, ge=0, description="evaluate and save a moving average of the weights with this half-life; 0: none"
     )

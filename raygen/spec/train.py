@@ -18,7 +18,7 @@ from raygen.spec.settings import Settings, explained, field_paths, merged_spec, 
 NOT_OF_A_CONFIGURATION: dict[str, Any] = {
     "seed": True,
     "resources": True,
-    "training": {"checkpoint_every_s"},
+    "training": {"checkpoint_every_s", "images_on"},
     "evaluation": {"pictures"},
     "warm_start": {"source", "digest"},
 }
@@ -43,7 +43,7 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     `version` says what its fields mean (raygen.versions); a document that names none is of version 1.
     """
 
-    version: Literal[1, 2, 3] = Field(description="of the fields' meaning: that of the Raygen which made the spec")
+    version: Literal[1, 2, 3, 4] = Field(description="of the fields' meaning: that of the Raygen which made the spec")
     model: Annotated[SerializeAsAny[ModelOptions], BeforeValidator(_typed_options)]
     data: DataOptions = Field(default_factory=DataOptions)
     optimizer: Annotated[SerializeAsAny[OptimizerOptions], BeforeValidator(_typed_optimizer)] = Field(
@@ -173,8 +173,11 @@ class TrainSpec(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _check_compile(self) -> Self:
         culprit = self.model.differentiates_twice
-        if self.training.compile and culprit is not None:
-            raise SpecError(f"torch.compile cannot differentiate twice, which {culprit} needs: leave out --compile")
+        if self.training.compile == "on" and culprit is not None:
+            raise SpecError(
+                f"torch.compile cannot differentiate twice, which {culprit} needs: leave out --compile on "
+                "(auto records steps on a GPU without it)"
+            )
         return self
 
     @model_validator(mode="after")

@@ -180,6 +180,11 @@ def _restore_optimizers(tensors: Weights, optimizers: Mapping[str, torch.optim.O
             if owner == phase:
                 moments.setdefault(int(index), {})[name] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        for parameter, state in optimizer.state.items():
+            for name, moment in state.items():
+                if moment.shape == parameter.shape:
+                    # A file knows no layout, and fused optimizers take one for granted.
+                    state[name] = torch.empty_like(parameter).copy_(moment)
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Weights:

@@ -13,11 +13,15 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place among the processes that train together; alone by default."""
+    """This process's place among the processes that train together; alone by default.
+
+    Of its GPU's memory it may fill the part `memory_share`; trials of others have the rest.
+    """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = CPU
+    memory_share: float = 1.0
 
     @classmethod
     def joined(cls, device: torch.device) -> Group:

@@ -15,28 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from raygen import corruption, interruption, metrics
+from raygen import interruption, metrics
 from raygen.data import Dataset
 from raygen.errors import (
-    CheckpointError,
-    DataError,
     NonFiniteLossError,
     NonFiniteObjectiveError,
     RunInterruptedError,
     UnhealthyError,
 )
-from raygen.models._base import ImageShape, Model
+from raygen.models._base import Model
 from raygen.spec import TrainSpec
-from raygen.training import checkpoint, health
-from raygen.training.batches import Batches
+from raygen.training import health, memory
+from raygen.training.beginning import Begun, begin
 from raygen.training.checkpoint import Best, Progress
 from raygen.training.distributed import ALONE, Group
-from raygen.training.evaluation import evaluate, held_out_images
+from raygen.training.evaluation import evaluate
 from raygen.training.rhythm import Rhythm
-from raygen.training.saver import Saver
-from raygen.training.step import Step, Training, build_model
+from raygen.training.step import Step, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +64,7 @@ def fit(
     *,
     group: Group = ALONE,
     warm_weights: Path | None = None,
+    on_set_up: Callable[[str], None] = lambda words: None,
     on_pace: Callable[[Pace], None] = lambda pace: None,
     on_judged: Callable[[int, Model], None] = lambda epoch, model: None,
     on_saved: Callable[[int, int], None] = lambda step, epochs: None,
@@ -79,54 +76,43 @@ def fit(
     A training without one begins with the weights from the spec's seed, and if the spec names a warm start with those
     in the file `warm_weights`.
 
+    `on_set_up` is told in words where its images lie and how its steps run, before the first, and if that changes.
     Rank 0 alone judges the model, hands each epoch's number with the model that was judged to `on_judged`, and writes
     checkpoints, each of which `on_saved` is told the step and how many epochs were judged before it: when one is due,
     or any rank asks for one at a sync. On a stop (asked for by any rank at a sync, or by rank 0 while it judges), and
     when the iterator is closed, a checkpoint is left to go on from; if a training is stopped because it has gone
     wrong, one with its best weights. Raises UnhealthyError, NonFiniteLossError or NonFiniteObjectiveError then,
-    CheckpointError, and SpecError or DataError if spec and data do not fit.
+    CheckpointError, OutOfMemoryError, and SpecError or DataError if spec and data do not fit.
     """
-    spec.check_trainable()
-    # Without this, cuDNN may add up in another order each time, and a resumed run would drift from the first.
-    torch.backends.cudnn.deterministic = True
-    labels = dataset.classes_to_balance() if spec.data.balance else None
-    batches = Batches(dataset.train.images, spec, group, labels=labels)
-    model = build_model(spec, ImageShape(*dataset.shape), group.device)
-    if spec.warm_start is not None and not checkpoint_path.exists():
-        assert warm_weights is not None, "whoever starts a training from weights says where they are"
-        checkpoint.begin_with(warm_weights, spec.warm_start.digest, model)
-    training = Training(spec, model, steps=spec.training.epochs * batches.per_epoch, group=group)
-    progress = checkpoint.restore(checkpoint_path, training.trained)
-    _check_same_start(progress.step, dataset.digest, group)
-    saver = Saver(
+    begun = begin(
+        spec,
+        dataset,
         checkpoint_path,
-        training.trained,
-        progress,
         group=group,
-        every_s=spec.training.checkpoint_every_s,
-        steps_per_epoch=batches.per_epoch,
+        warm_weights=warm_weights,
+        on_set_up=on_set_up,
         on_saved=on_saved,
     )
-    held_out = held_out_images(dataset.validation.images, spec.evaluation, group.device)
-    inputs = corruption.corrupted_for_judging(spec.data, held_out, spec.evaluation.seed)
+    with memory.explained(spec, group, begun.training, begun.batches):
+        yield from _epochs(begun, on_pace, on_judged, should_stop, should_save)
 
-    rhythm = Rhythm()
-    while progress.step < training.steps or progress.is_unjudged(batches.per_epoch):
+
+def _epochs(
+    begun: Begun,
+    on_pace: Callable[[Pace], None],
+    on_judged: Callable[[int, Model], None],
+    should_stop: Callable[[], bool],
+    should_save: Callable[[], bool],
+) -> Generator[Epoch, None, None]:
+    """Run what is left of a training; yields each epoch, and leaves a checkpoint when it ends."""
+    training, progress, saver, per_epoch = begun.training, begun.progress, begun.saver, begun.batches.per_epoch
+    rhythm = Rhythm(training.group.device.type)
+    while progress.step < training.steps or progress.is_unjudged(per_epoch):
         try:
-            if not progress.is_unjudged(batches.per_epoch):
-                for pace, stopped, wanted in _synced_steps(
-                    training, batches, progress, rhythm, should_stop, should_save
-                ):
-                    on_pace(pace)
-                    if wanted:
-                        saver.save_when_possible()
-                    if stopped:
-                        saver.save()
-                        return
-                    if not progress.is_unjudged(batches.per_epoch):
-                        saver.save_if_due()
-            number = progress.step // batches.per_epoch
-            finished = _finished_epoch(training, progress, held_out, inputs, should_stop, number=number)
+            if not _run_epoch(begun, rhythm, on_pace, should_stop, should_save):
+                saver.save()
+                return
+            finished = _finished_epoch(begun, should_stop)
         except (NonFiniteLossError, NonFiniteObjectiveError):
             saver.save_best()
             raise
@@ -134,8 +120,9 @@ def fit(
             saver.save()
             return
         epoch, ailment = finished
-        if group.rank == 0:
-            on_judged(number, training.judged)
+        if training.group.rank == 0:
+            with training.eagerly():
+                on_judged(epoch.epoch, training.judged)
         try:
             yield epoch
         except GeneratorExit:
@@ -148,20 +135,38 @@ def fit(
     saver.save()
 
 
-def _synced_steps(
-    training: Training,
-    batches: Batches,
-    progress: Progress,
+def _run_epoch(
+    begun: Begun,
     rhythm: Rhythm,
+    on_pace: Callable[[Pace], None],
     should_stop: Callable[[], bool],
     should_save: Callable[[], bool],
+) -> bool:
+    """Run the steps that an epoch still lacks; says whether they were run, or stopped before the last."""
+    progress, saver, per_epoch = begun.progress, begun.saver, begun.batches.per_epoch
+    if progress.is_unjudged(per_epoch):
+        return True
+    for pace, stopped, wanted in _synced_steps(begun, rhythm, should_stop, should_save):
+        on_pace(pace)
+        if wanted:
+            saver.save_when_possible()
+        if stopped:
+            return False
+        if not progress.is_unjudged(per_epoch):
+            saver.save_if_due()
+    return True
+
+
+def _synced_steps(
+    begun: Begun, rhythm: Rhythm, should_stop: Callable[[], bool], should_save: Callable[[], bool]
 ) -> Iterator[tuple[Pace, bool, bool]]:
-    """Run the rest of the epoch; at each sync add what was measured to `progress`; says whether to stop, and save."""
+    """Run the rest of the epoch; at each sync add what was measured to progress; says whether to stop, and save."""
+    training, batches, progress = begun.training, begun.batches, begun.progress
     pending: list[Step] = []
     first_step, epoch_s, resumed_at = progress.step, 0.0, time.perf_counter()
     synced_step = first_step
-    for batch in batches.from_step(progress.step):
-        pending += training.step(batch, progress.step)
+    for pixels in batches.pixels_from(progress.step):
+        pending += begun.steps.run(pixels, progress.step)
         progress.step += 1
         if rhythm.is_due(progress.step) or progress.step % batches.per_epoch == 0:
             stop, save = _sync(pending, progress, training, rhythm, asked=[should_stop(), should_save()])
@@ -204,20 +209,13 @@ def _sync(
     return [number > 0 for number in read]
 
 
-def _finished_epoch(
-    training: Training,
-    progress: Progress,
-    held_out: Tensor,
-    inputs: Tensor | None,
-    should_stop: Callable[[], bool],
-    *,
-    number: int,
-) -> tuple[Epoch, UnhealthyError | None] | None:
+def _finished_epoch(begun: Begun, should_stop: Callable[[], bool]) -> tuple[Epoch, UnhealthyError | None] | None:
     """Judge the model on rank 0, close the epoch's sums, and keep its weights if they are the best so far.
 
-    It is judged on the images `held_out`, of which it encodes `inputs`, themselves if None.
     Says too, on every rank, what the training should be stopped for; None if a stop came before the model was judged.
     """
+    training, progress = begun.training, begun.progress
+    number = progress.step // begun.batches.per_epoch
     values = {name: total / progress.counts[name] for name, total in progress.sums.items()}
     is_best, ailment, was_stopped = False, None, False
     objective = metrics.find(training.spec.evaluation.objective)
@@ -225,7 +223,9 @@ def _finished_epoch(
         also = health.needed_metrics(training.model, training.spec)
         try:
             with interruption.heeding(should_stop):
-                values |= evaluate(training.judged, held_out, training.spec.evaluation, also=also, inputs=inputs)
+                values |= evaluate(
+                    training.judged, begun.held_out, training.spec.evaluation, also=also, inputs=begun.inputs
+                )
         except RunInterruptedError:
             was_stopped = True
     if _was_stopped(objective.name, values.get(objective.name, 0.0), training.group, was_stopped=was_stopped):
@@ -254,20 +254,3 @@ def _was_stopped(objective: str, value: float, group: Group, *, was_stopped: boo
     if not math.isfinite(all_values):
         raise NonFiniteObjectiveError(objective)
     return False
-
-
-def _check_same_start(step: int, digest: str, group: Group) -> None:
-    """Every process must have read the same checkpoint and images, or they would train different models together."""
-    images = int(digest[:8] or "0", base=16)
-    total = torch.tensor([step, images], dtype=torch.float64, device=group.device)
-    group.sum([total])
-    steps, all_images = total.tolist()
-    if steps != step * group.world_size:
-        raise CheckpointError(
-            "the processes of this training found different checkpoints: is --storage shared by all nodes?"
-        )
-    if all_images != images * group.world_size:
-        raise DataError(
-            "the processes of this training read different images: are the same files on all nodes, and the same "
-            "version of Pillow?"
-        )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-STEPS_BETWEEN_SYNCS = 20
-"""At most; losses of so many steps are read from the device in one transfer."""
+STEPS_BETWEEN_SYNCS = {"cpu": 20, "cuda": 200}
+"""At most, by the kind of device; losses of so many steps are read from it in one transfer, for which a GPU waits."""
 
 SECONDS_BETWEEN_SYNCS = 1.0
 """At most, as far as one step takes no longer."""
@@ -17,7 +17,8 @@ class Rhythm:
     before the last one; a training begins with a sync after its first step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device_type: str) -> None:
+        self._most = STEPS_BETWEEN_SYNCS[device_type]
         self._steps = 1
         self.wish = 1
         """What this process would have, told to all at a sync."""
@@ -33,4 +34,4 @@ class Rhythm:
     def measure(self, steps: int, elapsed_s: float) -> None:
         """Learn how long the steps since the last sync took."""
         affordable = SECONDS_BETWEEN_SYNCS * steps / max(elapsed_s, 1e-9)
-        self.wish = max(1, int(min(STEPS_BETWEEN_SYNCS, affordable)))
+        self.wish = max(1, int(min(self._most, affordable)))

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raygen import models
 from raygen.models._base import Batch, ImageShape, Metrics, Model, Phase, derived_seed
@@ -17,6 +17,7 @@ from raygen.spec import TrainSpec
 from raygen.training import optimizers
 from raygen.training.checkpoint import Trained
 from raygen.training.distributed import Group
+from raygen.training.way import AS_THEY_ARE, Way
 
 RECOMPILE_LIMIT = 64
 """Forms of its networks that a model may have compiled; vaegan needs more than torch's default of 8."""
@@ -38,34 +39,39 @@ def build_model(spec: TrainSpec, shape: ImageShape, device: torch.device) -> Mod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(spec.seed, "weights"))
         model = models.find(spec.model.name)(spec.model, shape)
-    return model.to(device)
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if spec.training.channels_last else model
 
 
 class Training:
     """A model with its optimizers, and the one step that trains it."""
 
-    def __init__(self, spec: TrainSpec, model: Model, *, steps: int, group: Group) -> None:
+    def __init__(self, spec: TrainSpec, model: Model, *, steps: int, group: Group, way: Way = AS_THEY_ARE) -> None:
         """Train `model` on this rank of the group; `steps` in all, which the learning rate's schedule follows."""
         self.spec = spec
         self.model = model
         self.steps = steps
         self.group = group
+        self.way = way
         # Ranks may hold different numbers of images: each counts by its share, and the sum is the global mean.
         rows = group.rows(spec.training.batch_size, together=spec.model.images_judged_together)
         self.share = (rows.stop - rows.start) / spec.training.batch_size
         self.phases = model.phases()
         self.optimizers = {
-            phase.name: optimizers.build(spec.optimizer, phase.params)
+            phase.name: optimizers.build(spec.optimizer, phase.params, recorded=way.records)
             for phase in self.phases
             if phase.optimizer_of is None
         }
+        self._rates: dict[torch.optim.Optimizer, float] = {}
         self.average = copy.deepcopy(model) if spec.training.ema_half_life_images else None
+        self._averaged: list[Tensor] = [] if self.average is None else list(self.average.parameters())
+        self._latest: list[Tensor] = list(model.parameters())
         own = {phase.name: set(phase.params) for phase in self.phases}
         self._others = {
             name: [parameter for parameter in model.parameters() if parameter not in params]
             for name, params in own.items()
         }
-        if spec.training.compile:
+        if way.compiles:
             _compile(model)
 
     @property
@@ -80,48 +86,85 @@ class Training:
 
     def step(self, batch: Batch, step: int) -> list[Step]:
         """Run every phase that is due at `step` (counted from 0) on this rank's part of the batch."""
-        results = [
-            Step(phase.name, step, self._minimise(phase, batch, step))
-            for phase in self.phases
-            if (step + 1) % phase.every == 0
-        ]
-        if self.average is not None:
-            self._update_average(self.average, step)
+        results = []
+        for phase in self.due(step):
+            self.set_learning_rate(phase, step)
+            results.append(Step(phase.name, step, self.minimise(phase, batch)))
+        self.update_average(step)
         return results
 
-    def _minimise(self, phase: Phase, batch: Batch, step: int) -> Metrics:
-        optimizer = self.optimizers[phase.optimizer_of or phase.name]
-        for parameter in self._others[phase.name]:
-            parameter.requires_grad_(False)
+    def due(self, step: int) -> list[Phase]:
+        """The phases that run at `step` (counted from 0), in their order."""
+        return [phase for phase in self.phases if (step + 1) % phase.every == 0]
+
+    def set_learning_rate(self, phase: Phase, step: int) -> None:
+        """Have a phase's optimizer take the rate that is in force at `step`."""
+        scale = learning_rate_scale(self.spec.optimizer, step=step, steps=self.steps)
+        rate, optimizer = self.spec.optimizer.lr * phase.lr_scale * scale, self._optimizer(phase)
+        if self._rates.get(optimizer) != rate:
+            optimizers.set_learning_rate(optimizer, rate)
+            self._rates[optimizer] = rate
+
+    def minimise(self, phase: Phase, batch: Batch) -> Metrics:
+        """Take one step of a phase's optimizer; returns its loss and metrics."""
+        optimizer = self._optimizer(phase)
         # Before the forward pass, which then finds the old gradients' memory free and warm.
         optimizer.zero_grad(set_to_none=True)
-        with self._precision():
-            loss, metrics = phase.loss(batch)
-        (loss * self.share if self.group.world_size > 1 else loss).backward()
-        for parameter in self._others[phase.name]:
-            parameter.requires_grad_(True)
+        loss, metrics = self._differentiate(phase, batch)
         self.group.sum([parameter.grad for parameter in phase.params if parameter.grad is not None])
         if self.spec.optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(phase.params, self.spec.optimizer.clip_norm)
-        scale = learning_rate_scale(self.spec.optimizer, step=step, steps=self.steps)
-        optimizer.param_groups[0]["lr"] = self.spec.optimizer.lr * phase.lr_scale * scale
         optimizer.step()
         return {name: value.detach() for name, value in {f"{phase.name}_loss": loss, **metrics}.items()}
+
+    def rehearse(self, batch: Batch) -> None:
+        """Compute what a step does, and leave everything as it was: to see how much memory that takes."""
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        for phase in self.phases:
+            self._differentiate(phase, batch)
+            for parameter in phase.params:
+                parameter.grad = None
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
+
+    @torch.no_grad()
+    def update_average(self, step: int) -> None:
+        """Take the weights after `step` into the moving average, if there is one."""
+        if self.average is None:
+            return
+        batch_size = self.spec.training.batch_size
+        half_life = min(self.spec.training.ema_half_life_images, EMA_RAMP_UP * (step + 1) * batch_size)
+        weight = 1 - 0.5 ** (batch_size / half_life)
+        torch._foreach_lerp_(self._averaged, self._latest, weight)
+        # What is no parameter is no average either: singular vectors (spectral norm) follow the weights' own.
+        for own, latest in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            own.copy_(latest)
+
+    def eagerly(self) -> AbstractContextManager[object]:
+        """A context in which networks run as they are: they would be compiled once more for a few images."""
+        return torch.compiler.set_stance("force_eager") if self.way.compiles else nullcontext()
+
+    def _differentiate(self, phase: Phase, batch: Batch) -> tuple[Tensor, Metrics]:
+        """A phase's loss and metrics, and the gradients of its parameters alone."""
+        others = self._others[phase.name]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            with self._precision():
+                loss, metrics = phase.loss(batch)
+            (loss * self.share if self.group.world_size > 1 else loss).backward()
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
+        return loss, metrics
+
+    def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
+        return self.optimizers[phase.optimizer_of or phase.name]
 
     def _precision(self) -> AbstractContextManager[object]:
         if self.spec.training.precision == "bf16":
             return torch.autocast(self.group.device.type, torch.bfloat16)
         return nullcontext()
-
-    @torch.no_grad()
-    def _update_average(self, average: Model, step: int) -> None:
-        batch_size = self.spec.training.batch_size
-        half_life = min(self.spec.training.ema_half_life_images, EMA_RAMP_UP * (step + 1) * batch_size)
-        weight = 1 - 0.5 ** (batch_size / half_life)
-        torch._foreach_lerp_(list(average.parameters()), list(self.model.parameters()), weight)
-        # What is no parameter is no average either: singular vectors (spectral norm) follow the weights' own.
-        for own, latest in zip(average.buffers(), self.model.buffers(), strict=True):
-            own.copy_(latest)
 
 
 def _compile(model: Model) -> None:

@@ -51,7 +51,7 @@ REFUSED = {
     "train gan --objective val_elbo": "gan cannot be judged by val_elbo; it can by val_coverage",
     "train gan --set data.corruption=noise": "leave it out, or train ae, vae, aegan or vaegan",
     "train ae --set model.noise_std=0.2": "type --set data.corruption=noise",
-    "train gan --compile --set model.loss=wgan-gp": "leave out --compile",
+    "train gan --compile on --set model.loss=wgan-gp": "leave out --compile",
     "train vae --data fashion-mnst": "did you mean fashion-mnist",
     "train vae --data no/such/folder": "no/such/folder",
     "train vae --batch-size 100000": "1437 training images",

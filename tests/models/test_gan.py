@@ -393,7 +393,7 @@ def test_spectral_norm_takes_the_place_of_group_norm() -> None:
 )
 def test_what_differentiates_twice_is_not_compiled(options: dict[str, Any], culprit: str | None) -> None:
     if culprit is None:
-        assert spec(**options).with_settings({"training.compile": True}).training.compile
+        assert spec(**options).with_settings({"training.compile": "on"}).training.compile == "on"
     else:
         with pytest.raises(SpecError, match=f"which {culprit} needs: leave out --compile"):
-            spec(**options).with_settings({"training.compile": True})
+            spec(**options).with_settings({"training.compile": "on"})

@@ -24,6 +24,7 @@ from raygen.training.distributed import ALONE, CPU, Group
 from raygen.training.evaluation import evaluate, held_out_images
 from raygen.training.loop import Epoch, Pace, fit
 from raygen.training.step import Training, build_model
+from raygen.training.way import chosen
 from tests.checkpoints import saved_best
 
 SMALL = {"model.arch": "mlp", "model.hidden": [32], "model.latent_dim": 8, "training.batch_size": 100}
@@ -448,15 +449,10 @@ def test_bf16_suits_a_gan(model: str, options: dict[str, Any], digits: Dataset, 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the compiler's own
 def test_compiling_changes_the_speed_alone(digits: Dataset, path: Path) -> None:
-    for compiled in (False, True):
-        list(
-            fit(
-                small("ae", training__epochs=1, training__compile=compiled, model__hidden=[]),
-                digits,
-                path.with_name(str(compiled)),
-            )
-        )
-    plain, compiled_weights = weights(path.with_name("False")), weights(path.with_name("True"))
+    for compile_ in ("off", "on"):
+        spec = small("ae", training__epochs=1, training__compile=compile_, model__hidden=[])
+        list(fit(spec, digits, path.with_name(compile_)))
+    plain, compiled_weights = weights(path.with_name("off")), weights(path.with_name("on"))
     assert plain.keys() == compiled_weights.keys()
     for name in plain:
         torch.testing.assert_close(plain[name], compiled_weights[name], rtol=1e-3, atol=1e-4)
@@ -472,8 +468,11 @@ def test_no_network_of_several_is_left_uncompiled(model: str, options: dict[str,
     """Nor in a process that trains one model after another; torch falls back in silence past a limit."""
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         trained = []
-        for compiled in (False, True):
-            training = started(small(model, training__compile=compiled, **options))
+        for compile_ in ("off", "on"):
+            spec = small(model, training__compile=compile_, **options)
+            way = chosen(spec, ALONE, steps=100)
+            assert way.compiles == (compile_ == "on")
+            training = Training(spec, build_model(spec, SHAPE, CPU), steps=100, group=ALONE, way=way)
             for step in range(3):
                 training.step(only_batch(training, step), step)
             trained.append(training.model.state_dict())

@@ -1,0 +1,91 @@
+"""Steps over tensors that stay in place, as graphs need them, are the steps themselves.
+
+A CPU records no graph: it runs the same work over the same tensors. tests/gpu replays graphs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from raygen.data import Dataset
+from raygen.models._base import HeldNoise, ImageShape, Noise
+from raygen.spec import TrainSpec
+from raygen.training.batches import Batches
+from raygen.training.distributed import ALONE, CPU
+from raygen.training.recorded import PlainSteps, RecordedSteps
+from raygen.training.step import Training, build_model
+from raygen.training.way import AS_THEY_ARE, Way
+
+RECORDS = Way(records=True, compiles=False, words="")
+STEPS = 9
+SMALL = {"model.hidden": [16], "model.width": 8, "model.latent_dim": 4, "training.batch_size": 12}
+CASES: dict[str, dict[str, Any]] = {
+    "ae": {"data.corruption": "mask", "optimizer.schedule": "cosine"},
+    "vae": {"data.augment": ["flip", "shift", "crop"], "optimizer.warmup_fraction": 0.5},
+    "gan": {"model.r1": 1.0, "model.r1_every": 3, "model.spectral_norm": True, "model.discriminator_lr_scale": 2.0},
+    "gan-wgan": {"model.loss": "wgan-gp", "model.discriminator_steps": 2, "model.pack": 2},
+    "gan-sgd": {"optimizer.name": "sgd", "optimizer.momentum": 0.9, "training.ema_half_life_images": 100},
+    "aegan": {"data.corruption": "noise", "optimizer.clip_norm": 0.5},
+    "vaegan": {"training.precision": "bf16", "training.channels_last": True},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_training_in_place_is_the_training(name: str, digits: Dataset) -> None:
+    """But for the learning rate, which is a float32 there."""
+    spec = TrainSpec.create(name.partition("-")[0], {**SMALL, **CASES[name]})
+    plain, held = (trained(spec, digits, way) for way in (AS_THEY_ARE, RECORDS))
+    assert [(step.phase, step.step, list(step.values)) for step in plain[1]] == [
+        (step.phase, step.step, list(step.values)) for step in held[1]
+    ]
+    tolerance = {"rtol": 2e-2, "atol": 2e-3} if "training.precision" in CASES[name] else {"rtol": 1e-4, "atol": 1e-6}
+    for ours, theirs in zip(plain[1], held[1], strict=True):
+        torch.testing.assert_close(dict(ours.values), dict(theirs.values), **tolerance)
+    torch.testing.assert_close(plain[0], held[0], **tolerance)
+
+
+def trained(spec: TrainSpec, digits: Dataset, way: Way) -> tuple[dict[str, Tensor], list[Any]]:
+    batches = Batches(digits.train.images, spec, ALONE)
+    training = Training(spec, build_model(spec, ImageShape(*digits.shape), CPU), steps=STEPS, group=ALONE, way=way)
+    steps = RecordedSteps(training, batches, refused) if way.records else PlainSteps(training, batches)
+    told = []
+    for step, pixels in zip(range(STEPS), batches.pixels_from(0), strict=False):
+        told += steps.run(pixels, step)
+    return training.judged.state_dict(), told
+
+
+def refused(words: str) -> None:
+    pytest.fail(words)
+
+
+@given(
+    steps=st.lists(st.integers(0, 10**6), min_size=1, max_size=5), rows=st.tuples(st.integers(0, 3), st.integers(4, 7))
+)
+def test_noise_in_place_is_the_noise_of_each_step(steps: list[int], rows: tuple[int, int]) -> None:
+    generator, part = torch.Generator(), slice(*rows)
+    held = HeldNoise(seed=3, batch_size=7, rows=part, generator=generator)
+    places: set[tuple[int, int]] = set()
+    for step in steps:
+        plain = Noise(seed=3, step=step, batch_size=7, rows=part, generator=generator)
+        held.begin(step, ["one", "two"])
+        for name in ("one", "two"):
+            asked = held.asked_by(name)
+            numbers = [asked.normal("latents", 2), asked.uniform("latents", 2), asked.normal("latents", 3)]
+            expected = [plain.normal("latents", 2), plain.uniform("latents", 2), plain.normal("latents", 3)]
+            assert all(map(torch.equal, numbers, expected))
+            places |= {(index, tensor.data_ptr()) for index, tensor in enumerate(numbers)}
+    assert len(places) == 6, "each stays where it is"
+
+
+def test_a_part_that_is_not_due_draws_nothing() -> None:
+    held = HeldNoise(seed=3, batch_size=2, rows=slice(None), generator=torch.Generator())
+    held.begin(0, ["rare"])
+    first = held.asked_by("rare").normal("latents", 4).clone()
+    held.begin(1, ["often"])
+    assert torch.equal(held.asked_by("rare").normal("latents", 4), first)
