@@ -119,6 +119,10 @@ class Batch:
         return self.images if self.corrupted is None else self.corrupted
 
 
+Loss = Callable[[Batch], tuple[Tensor, Metrics]]
+"""What is minimised, a mean over the images of a batch, and metrics that are such means too."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """One optimizer and the loss it minimises.
@@ -130,7 +134,7 @@ class Phase:
 
     name: str
     params: Sequence[nn.Parameter]
-    loss: Callable[[Batch], tuple[Tensor, Metrics]]
+    loss: Loss
     every: int = 1
     lr_scale: float = 1.0
     optimizer_of: str | None = None

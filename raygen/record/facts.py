@@ -42,7 +42,7 @@ class _Search(_Part):
 
 
 class _Spec(_Part):
-    version: Literal[1, 2, 3]
+    version: Literal[1, 2, 3, 4]
     seed: int = Field(ge=0)
     model: _Model
     data: _Data

@@ -25,7 +25,7 @@ class TrainingOptions(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
     precision: Precision = Field("fp32", description="bf16: mixed precision; weights stay fp32")
     compile: Compile = Field(
         "auto",
-        description="auto: on a GPU steps are recorded and replayed, and networks compiled, if the planned steps "
+        description="auto: on a GPU steps are recorded and replayed, and losses compiled, if the planned steps "
         "repay that; on: both wherever they can be, on a CPU too; off: neither",
     )
     images_on: Literal["auto", "device", "host"] = Field(

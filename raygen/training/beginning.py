@@ -19,7 +19,7 @@ from raygen.training.batches import Batches
 from raygen.training.checkpoint import Progress
 from raygen.training.distributed import Group
 from raygen.training.evaluation import held_out_images
-from raygen.training.recorded import PlainSteps, RecordedSteps
+from raygen.training.recorded import PlainSteps, StepsInPlace
 from raygen.training.saver import Saver
 from raygen.training.step import Training, build_model
 
@@ -30,7 +30,7 @@ class Begun:
 
     training: Training
     batches: Batches
-    steps: PlainSteps | RecordedSteps
+    steps: PlainSteps | StepsInPlace
     progress: Progress
     saver: Saver
     held_out: Tensor
@@ -99,9 +99,9 @@ def _training(
     return Training(spec, model, steps=steps, group=group, way=way.chosen(spec, group, steps))
 
 
-def _steps(training: Training, batches: Batches, on_set_up: Callable[[str], None]) -> PlainSteps | RecordedSteps:
-    if training.way.records:
-        return RecordedSteps(training, batches, on_set_up)
+def _steps(training: Training, batches: Batches, on_set_up: Callable[[str], None]) -> PlainSteps | StepsInPlace:
+    if training.way.records or training.way.compiles:
+        return StepsInPlace(training, batches, on_set_up)
     return PlainSteps(training, batches)
 
 

@@ -121,8 +121,7 @@ def _epochs(
             return
         epoch, ailment = finished
         if training.group.rank == 0:
-            with training.eagerly():
-                on_judged(epoch.epoch, training.judged)
+            on_judged(epoch.epoch, training.judged)
         try:
             yield epoch
         except GeneratorExit:

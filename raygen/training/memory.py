@@ -82,7 +82,7 @@ def _rehearsed_bytes(batches: Batches, training: Training) -> int:
     device = training.group.device
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    training.rehearse(batches.batch(batches.blank(), batches.noise(step=0)))
+    training.rehearse(batches.batch(batches.blank(), batches.noise(step=0)), training.phases)
     peak = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()
     return peak + COPIES_LATER * _bytes_of(training.model)

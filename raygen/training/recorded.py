@@ -42,17 +42,19 @@ class PlainSteps:
         return self._training.step(self._batches.batch(pixels, self._batches.noise(step)), step)
 
 
-class RecordedSteps:
-    """The same steps, recorded and replayed; on a CPU, which records nothing, they run over the same tensors."""
+class StepsInPlace:
+    """The same steps over tensors that stay in place: recorded and replayed, compiled, or both."""
 
     def __init__(self, training: Training, batches: Batches, on_refusal: Callable[[str], None]) -> None:
         """`on_refusal` is told once if something cannot be recorded; it runs as it is then."""
         self._training = training
-        self._recorder = _Recorder(training.group.device, on_refusal)
+        self._recorder = _Recorder(training.group.device, on_refusal, records=training.way.records)
         self._pixels = batches.blank()
         self._noise = batches.held_noise()
         self._batch = _Work(lambda: batches.batch(self._pixels, self._noise.asked_by(BATCH)), self._recorder)
         self._phases = {phase.name: _RecordedPhase(training, phase, self._recorder) for phase in training.phases}
+        if training.way.compiles:
+            self._meet_noise()
 
     def run(self, pixels: Tensor, step: int) -> list[Step]:
         """Train on images uint8 [b, C, H, W]; returns what each phase came to, still on the device."""
@@ -67,6 +69,14 @@ class RecordedSteps:
             results.append(Step(phase.name, step, self._phases[phase.name].run(batch)))
         self._training.update_average(step)
         return results
+
+    def _meet_noise(self) -> None:
+        """Have all random numbers asked for once: what draws them cannot be compiled, what takes them can."""
+        self._noise.begin(0, [])
+        batch = self._batch.run()
+        for phase in self._training.phases:
+            self._noise.asked_by(phase.name)
+            self._training.rehearse(batch, [phase])
 
 
 class _RecordedPhase:
@@ -99,8 +109,8 @@ class _Recorder:
     use while they run.
     """
 
-    def __init__(self, device: torch.device, on_refusal: Callable[[str], None]) -> None:
-        self.records = device.type == "cuda"
+    def __init__(self, device: torch.device, on_refusal: Callable[[str], None], *, records: bool) -> None:
+        self.records = records and device.type == "cuda"
         self._device = device
         self._on_refusal = on_refusal
         if self.records:

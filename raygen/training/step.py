@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raygen import models
-from raygen.models._base import Batch, ImageShape, Metrics, Model, Phase, derived_seed
+from raygen.models._base import Batch, ImageShape, Loss, Metrics, Model, Phase, derived_seed
 from raygen.optimizer_options import OptimizerOptions
 from raygen.spec import TrainSpec
 from raygen.training import optimizers
@@ -20,7 +21,7 @@ from raygen.training.distributed import Group
 from raygen.training.way import AS_THEY_ARE, Way
 
 RECOMPILE_LIMIT = 64
-"""Forms of its networks that a model may have compiled; vaegan needs more than torch's default of 8."""
+"""Forms of its losses that a model may have compiled; torch's default of 8 is for one model a process."""
 
 EMA_RAMP_UP = 0.05
 """A moving average looks back at most on this part of the images seen (Karras et al. 2020, StyleGAN2-ADA)."""
@@ -71,8 +72,7 @@ class Training:
             name: [parameter for parameter in model.parameters() if parameter not in params]
             for name, params in own.items()
         }
-        if way.compiles:
-            _compile(model)
+        self._losses = _compiled(self.phases) if way.compiles else {phase.name: phase.loss for phase in self.phases}
 
     @property
     def judged(self) -> Model:
@@ -110,18 +110,18 @@ class Training:
         optimizer = self._optimizer(phase)
         # Before the forward pass, which then finds the old gradients' memory free and warm.
         optimizer.zero_grad(set_to_none=True)
-        loss, metrics = self._differentiate(phase, batch)
+        loss, metrics = self._differentiate(phase, self._losses[phase.name], batch)
         self.group.sum([parameter.grad for parameter in phase.params if parameter.grad is not None])
         if self.spec.optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(phase.params, self.spec.optimizer.clip_norm)
         optimizer.step()
         return {name: value.detach() for name, value in {f"{phase.name}_loss": loss, **metrics}.items()}
 
-    def rehearse(self, batch: Batch) -> None:
-        """Compute what a step does, and leave everything as it was: to see how much memory that takes."""
+    def rehearse(self, batch: Batch, phases: Sequence[Phase]) -> None:
+        """Compute gradients of these phases, and leave everything as it was: to see what that takes and asks for."""
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        for phase in self.phases:
-            self._differentiate(phase, batch)
+        for phase in phases:
+            self._differentiate(phase, phase.loss, batch)
             for parameter in phase.params:
                 parameter.grad = None
         for name, buffer in self.model.named_buffers():
@@ -140,18 +140,14 @@ class Training:
         for own, latest in zip(self.average.buffers(), self.model.buffers(), strict=True):
             own.copy_(latest)
 
-    def eagerly(self) -> AbstractContextManager[object]:
-        """A context in which networks run as they are: they would be compiled once more for a few images."""
-        return torch.compiler.set_stance("force_eager") if self.way.compiles else nullcontext()
-
-    def _differentiate(self, phase: Phase, batch: Batch) -> tuple[Tensor, Metrics]:
+    def _differentiate(self, phase: Phase, loss_of: Loss, batch: Batch) -> tuple[Tensor, Metrics]:
         """A phase's loss and metrics, and the gradients of its parameters alone."""
         others = self._others[phase.name]
         for parameter in others:
             parameter.requires_grad_(False)
         try:
             with self._precision():
-                loss, metrics = phase.loss(batch)
+                loss, metrics = loss_of(batch)
             (loss * self.share if self.group.world_size > 1 else loss).backward()
         finally:
             for parameter in others:
@@ -167,14 +163,13 @@ class Training:
         return nullcontext()
 
 
-def _compile(model: Model) -> None:
-    """Compile each network in place, at its first use."""
-    # A network is compiled anew for every set of tensors that need a gradient. torch counts that over all networks,
-    # those of earlier trainings in this process too, and past its limit of 8 runs them as they are.
+def _compiled(phases: Sequence[Phase]) -> dict[str, Loss]:
+    """Each phase's loss, compiled as a whole at its first use."""
+    # torch counts the forms of a function over all models, those of earlier trainings in this process too, and past
+    # its limit runs it as it is.
     torch.compiler.reset()
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    for network in model.children():
-        network.compile()
+    return {phase.name: torch.compile(phase.loss, dynamic=False) for phase in phases}
 
 
 def learning_rate_scale(options: OptimizerOptions, *, step: int, steps: int) -> float:

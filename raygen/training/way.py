@@ -1,4 +1,4 @@
-"""In which way a training runs its steps: as they are, recorded, or recorded with compiled networks."""
+"""In which way a training runs its steps: as they are, recorded, or recorded with compiled losses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMPILERS = ("cc", "gcc", "clang")
 
 @dataclass(frozen=True)
 class Way:
-    """Whether steps are recorded once and replayed, whether networks are compiled, and in words what decided it."""
+    """Whether steps are recorded once and replayed, whether losses are compiled, and in words what decided it."""
 
     records: bool
     compiles: bool
@@ -40,11 +40,9 @@ def chosen(spec: TrainSpec, group: Group, steps: int) -> Way:
     if wish == "off":
         return AS_THEY_ARE
     if not is_gpu:
-        if wish == "on":
-            return Way(records=False, compiles=True, words="networks are compiled")
-        return AS_THEY_ARE
+        return Way(records=False, compiles=True, words="losses are compiled") if wish == "on" else AS_THEY_ARE
     compiles = wish == "on" or (steps >= COMPILE_FROM_STEPS and _can_compile(spec))
-    compiled = ", with compiled networks" if compiles else ""
+    compiled = ", with compiled losses" if compiles else ""
     if group.world_size > 1:
         return Way(
             records=False,
@@ -57,6 +55,6 @@ def chosen(spec: TrainSpec, group: Group, steps: int) -> Way:
 
 
 def _can_compile(spec: TrainSpec) -> bool:
-    """Whether networks can be compiled here at all; who asks for it is told why if not."""
+    """Whether losses can be compiled here at all; who asks for it is told why if not."""
     has_compiler = find_spec("triton") is not None and any(map(shutil.which, COMPILERS))
     return has_compiler and spec.model.differentiates_twice is None

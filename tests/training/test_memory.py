@@ -77,7 +77,7 @@ def test_a_rehearsal_changes_nothing(model: str, digits: Dataset) -> None:
     batches = Batches(digits.train.images, spec, ALONE)
     training = Training(spec, build_model(spec, ImageShape(*digits.shape), CPU), steps=10, group=ALONE)
     before = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
-    training.rehearse(batches.batch(batches.blank(), batches.noise(step=0)))
+    training.rehearse(batches.batch(batches.blank(), batches.noise(step=0)), training.phases)
     assert all(torch.equal(before[name], tensor) for name, tensor in training.model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in training.model.parameters())
     assert not any(optimizer.state for optimizer in training.optimizers.values())

@@ -18,7 +18,7 @@ from raygen.models._base import HeldNoise, ImageShape, Noise
 from raygen.spec import TrainSpec
 from raygen.training.batches import Batches
 from raygen.training.distributed import ALONE, CPU
-from raygen.training.recorded import PlainSteps, RecordedSteps
+from raygen.training.recorded import PlainSteps, StepsInPlace
 from raygen.training.step import Training, build_model
 from raygen.training.way import AS_THEY_ARE, Way
 
@@ -53,7 +53,7 @@ def test_a_training_in_place_is_the_training(name: str, digits: Dataset) -> None
 def trained(spec: TrainSpec, digits: Dataset, way: Way) -> tuple[dict[str, Tensor], list[Any]]:
     batches = Batches(digits.train.images, spec, ALONE)
     training = Training(spec, build_model(spec, ImageShape(*digits.shape), CPU), steps=STEPS, group=ALONE, way=way)
-    steps = RecordedSteps(training, batches, refused) if way.records else PlainSteps(training, batches)
+    steps = StepsInPlace(training, batches, refused) if way.records else PlainSteps(training, batches)
     told = []
     for step, pixels in zip(range(STEPS), batches.pixels_from(0), strict=False):
         told += steps.run(pixels, step)

@@ -136,7 +136,7 @@ def test_processes_of_any_speeds_agree_on_the_next_sync(speeds: list[list[float]
     """`speeds` are the seconds that each of three processes measures for a step, from one sync to the next."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rhythm, "SECONDS_BETWEEN_SYNCS", 1.0)
-        group, step = [Rhythm() for _ in range(3)], 0
+        group, step = [Rhythm("cpu") for _ in range(3)], 0
         for seconds in speeds:
             first = step
             while True:
@@ -145,7 +145,7 @@ def test_processes_of_any_speeds_agree_on_the_next_sync(speeds: list[list[float]
                 assert len(due) == 1, "all of them, or a collective operation waits for ever"
                 if due.pop():
                     break
-            assert step - first <= rhythm.STEPS_BETWEEN_SYNCS
+            assert step - first <= rhythm.STEPS_BETWEEN_SYNCS["cpu"]
             total = sum(each.wish for each in group)
             for each, step_s in zip(group, seconds, strict=True):
                 each.agree(float(total), 3)
@@ -157,7 +157,7 @@ def test_a_sync_comes_after_a_second_or_20_steps(
     step_s: float, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rhythm, "SECONDS_BETWEEN_SYNCS", 1.0)
-    found, synced = Rhythm(), [0]
+    found, synced = Rhythm("cpu"), [0]
     for step in range(1, 200):
         if found.is_due(step):
             found.agree(found.wish, 1)
