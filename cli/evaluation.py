@@ -64,6 +64,7 @@ def evaluate(
     data: options.OtherData = None,
     data_root: options.DataRoot = None,
     image_size: options.ImageSize = None,
+    device: judging_options.Device = "auto",
     storage: options.Storage = None,
     output: options.OutputOption = "table",
 ) -> None:
@@ -74,7 +75,7 @@ def evaluate(
     source = find_model(model, storage=storage)
     source.check_writable(CARD)
     card = judging.evaluate(
-        with_prior(source.load(), prior, components),
+        with_prior(source.load(device), prior, components),
         Protocol(
             split=split,
             images=images,
@@ -116,6 +117,7 @@ def compare(
     picture: ComparisonPicture = None,
     curves: CurvesPicture = None,
     against: AgainstOption = None,
+    device: judging_options.Device = "auto",
     storage: options.Storage = None,
     output: options.OutputOption = "table",
 ) -> None:
@@ -141,7 +143,9 @@ def compare(
         seed=seed,
         fid_weights=fid_weights,
     )
-    comparison = judging.compare(models, protocol, metrics=names, prior=prior, components=components, storage=storage)
+    comparison = judging.compare(
+        models, protocol, metrics=names, prior=prior, components=components, device=device, storage=storage
+    )
     _show(comparison, output)
     if picture is not None:
         from raygen import pictures

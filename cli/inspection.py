@@ -70,6 +70,7 @@ def sample(
     seed: Seed = 0,
     prior: judging_options.Prior = None,
     components: judging_options.Components = None,
+    device: judging_options.Device = "auto",
     storage: options.Storage = None,
 ) -> None:
     """Draw images from a model's prior, or from a mixture fitted over its latents, as a grid, an array or files.
@@ -79,7 +80,7 @@ def sample(
     from raygen import image_files
 
     image_files.check(output, count)
-    trained = load(model, prior=prior, components=components, storage=storage)
+    trained = load(model, prior=prior, components=components, device=device, storage=storage)
     image_files.write(output, trained.samples(count, seed=seed), (count, *trained.model.shape))
     source = f" (prior: {trained.prior.name})" if trained.fitted and trained.prior else ""
     console.say(f"{count} samples of {_about(trained)}{source} in {output}")
@@ -93,11 +94,12 @@ def reconstruct(
     data: options.OtherData = None,
     data_root: options.DataRoot = None,
     image_size: options.ImageSize = None,
+    device: judging_options.Device = "auto",
     storage: options.Storage = None,
 ) -> None:
     """Draw validation images above what the model makes of them, as one PNG."""
     files.check_writable(output)
-    trained = load(model, storage=storage)
+    trained = load(model, device=device, storage=storage)
     from raygen import pictures
 
     images, rebuilt, name = looking.reconstruct(trained, count, data=data, data_root=data_root, image_size=image_size)
@@ -110,11 +112,12 @@ def restore(
     data: Damaged,
     output: RestoredFolder,
     clean: Clean = None,
+    device: judging_options.Device = "auto",
     storage: options.Storage = None,
 ) -> None:
     """Write what a model trained with data.corruption makes of damaged images, as PNG files of the same names."""
     files.check_folder_writable(output)
-    trained = load(model, storage=storage)
+    trained = load(model, device=device, storage=storage)
     restored = looking.restore(trained, data, clean=clean)
     restored.write(output)
     for each in restored.qualities:
@@ -128,11 +131,12 @@ def interpolate(
     rows: Rows = looking.ROWS,
     output: Picture = Path("interpolation.png"),
     seed: Seed = 0,
+    device: judging_options.Device = "auto",
     storage: options.Storage = None,
 ) -> None:
     """Draw rows that lead from sample to sample, or from image to image for a model without a prior, as one PNG."""
     files.check_writable(output)
-    trained = load(model, storage=storage)
+    trained = load(model, device=device, storage=storage)
     from raygen import pictures
 
     images = looking.interpolate(trained, rows=rows, steps=steps, seed=seed)
@@ -148,11 +152,12 @@ def encode(
     data: options.OtherData = None,
     data_root: options.DataRoot = None,
     image_size: options.ImageSize = None,
+    device: judging_options.Device = "auto",
     storage: options.Storage = None,
 ) -> None:
     """Write the latents of images, with their labels where there are any, as NPZ, and say what decoding them loses."""
     files.check_writable(output)
-    trained = load(model, storage=storage)
+    trained = load(model, device=device, storage=storage)
     from raygen import latents
 
     encoded = looking.encode(trained, split=split, data=data, data_root=data_root, image_size=image_size)
@@ -170,6 +175,7 @@ def decode(
     model: options.ModelPlace,
     source: LatentFile,
     output: ImageOutput = Path("images.npz"),
+    device: judging_options.Device = "auto",
     storage: options.Storage = None,
 ) -> None:
     """Turn the latents that `raygen encode` wrote into images again, as an array, files or a grid.
@@ -179,7 +185,7 @@ def decode(
     from raygen import image_files, latents
 
     image_files.check(output, 0)
-    trained = load(model, storage=storage)
+    trained = load(model, device=device, storage=storage)
     encoded = latents.read(trained, source)
     count, images = len(encoded.values), latents.decode(trained, encoded.values)
     shape = (count, *trained.model.shape)
@@ -198,11 +204,12 @@ def draw_map(
     data: options.OtherData = None,
     data_root: options.DataRoot = None,
     image_size: options.ImageSize = None,
+    device: judging_options.Device = "auto",
     storage: options.Storage = None,
 ) -> None:
     """Draw the latents of images in the plane, coloured by class where there are labels, as one PNG."""
     files.check_writable(output)
-    trained = load(model, storage=storage)
+    trained = load(model, device=device, storage=storage)
     from raygen import inspection, latent_map
 
     latent_map.check(trained, method, decoded=decoded)
@@ -225,12 +232,13 @@ def score(
     data: options.OtherData = None,
     data_root: options.DataRoot = None,
     image_size: options.ImageSize = None,
+    device: judging_options.Device = "auto",
     storage: options.Storage = None,
 ) -> None:
     """Write how strange each image is to the model, as CSV: its negative ELBO, or its reconstruction error."""
     for path in (output, picture) if picture else (output,):
         files.check_writable(path)
-    trained = load(model, storage=storage)
+    trained = load(model, device=device, storage=storage)
     from raygen import anomaly, pictures
 
     scores = looking.score(

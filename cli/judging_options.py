@@ -72,3 +72,12 @@ Components = Annotated[
     int | None,
     typer.Option(min=1, help="Of --prior gmm.", show_default=str(protocol.COMPONENTS), rich_help_panel=_JUDGING),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="What models run on: auto (a GPU if there is one), cpu, cuda or cuda:1.",
+        rich_help_panel=_JUDGING,
+    ),
+]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from raygen import corruption, metrics, spread
+from raygen import device as devices
 from raygen.data import Dataset, Part, Split
 from raygen.errors import SpecError
 from raygen.evaluation_card import EvaluationCard, Value
@@ -90,16 +91,20 @@ class Judge:
         _check(protocol)
         self.dataset = dataset
         self.protocol = protocol
-        self._real: dict[int | None, _RealImages] = {}
+        self._real: dict[tuple[int | None, torch.device], _RealImages] = {}
         self._made: tuple[TrainedModel, Tensor] | None = None
 
-    @torch.no_grad()
     def judge(self, trained: TrainedModel, names: Sequence[str]) -> EvaluationCard:
         """The card of a model, judged by the named metrics.
 
         Raises SpecError for a metric that is none or does not suit the model, and for images that its training may
-        have seen; DataError for images, labels or weights that are missing.
+        have seen; DataError for images, labels or weights that are missing; OutOfMemoryError for a GPU of too little
+        memory.
         """
+        with trained.at_work():
+            return self._card(trained, names)
+
+    def _card(self, trained: TrainedModel, names: Sequence[str]) -> EvaluationCard:
         chosen = [_suitable(name, trained) for name in dict.fromkeys(names)]
         check_shape(trained, self.dataset)
         evidence = of_all_classes = self._evidence(trained, self.dataset)
@@ -112,21 +117,28 @@ class Judge:
         }
         compared = self._compared([metric for metric in chosen if metric.compare], trained)
         values = measured | compared
+        where = {"device": devices.label(trained.device), "precision": "fp32", "tf32": False}
         return EvaluationCard(
             model=trained.spec.model.model_dump(mode="json"),
             data=self.dataset.name,
             digest=self.dataset.digest,
             train_s=trained.metrics.get("train_s"),
             corruption=trained.spec.data.corruption_in_words,
-            values={metrics.reported(metric.name, self.protocol.split): values[metric.name] for metric in chosen},
+            values={
+                metrics.reported(metric.name, self.protocol.split): values[metric.name].model_copy(update=where)
+                for metric in chosen
+            },
         )
 
-    @torch.no_grad()
     def without_each_group(self, trained: TrainedModel, name: str) -> list[float] | None:
         """A metric that suits the model without each group of images and samples (raygen.spread); raises as `judge`.
 
         None if the metric neither compares samples with images nor is a mean over images, or there are too few.
         """
+        with trained.at_work():
+            return self._without_each_group(trained, name)
+
+    def _without_each_group(self, trained: TrainedModel, name: str) -> list[float] | None:
         metric = _suitable(name, trained)
         model = _judged(metric, trained)
         assert model is not None, "a metric that does not suit the model was refused"
@@ -149,11 +161,10 @@ class Judge:
     def _evidence(self, trained: TrainedModel, dataset: Dataset) -> Evidence:
         """What a model by itself is judged by: the first images of the part."""
         protocol, part = self.protocol, held_out_part(trained, dataset, self.protocol.split)
-        images, device = part.images[: protocol.images], next(trained.model.parameters()).device
+        images = part.images[: protocol.images]
         _check_count(len(images), protocol.split)
-        clean = images.to(device=device, dtype=torch.float32).div_(255)
         return Evidence(
-            images=clean,
+            images=images.to(torch.float32).div_(255),
             corrupt=partial(corruption.corrupted_for_judging, trained.spec.data),
             seed=protocol.seed,
             dataset=dataset,
@@ -224,23 +235,22 @@ class Judge:
     def _real_images(self, trained: TrainedModel) -> _RealImages:
         """What the samples of a model are compared with, in the classes that it was trained on."""
         normal = trained.spec.data.normal_class
-        if normal not in self._real:
+        if (normal, trained.device) not in self._real:
             dataset, protocol = self._of_its_class(trained), self.protocol
             part: Split = protocol.reference or protocol.split
             images = (dataset.part(part) if part == "train" else held_out_part(trained, dataset, part)).images
             images = images if protocol.reference else images[: protocol.images]
             _check_count(len(images), part)
             count = len(images) if protocol.samples is None else protocol.samples
-            device = next(trained.model.parameters()).device
             network = _network(protocol.network, self.dataset, protocol.fid_weights)
-            self._real[normal] = _RealImages(
+            self._real[normal, trained.device] = _RealImages(
                 part=part,
                 samples=count,
                 network=network,
-                features=_features_of([images], network, device),
-                others=_features_of(_others(dataset, part, count), network, device),
+                features=_features_of([images], network, trained.device),
+                others=_features_of(_others(dataset, part, count), network, trained.device),
             )
-        return self._real[normal]
+        return self._real[normal, trained.device]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +292,7 @@ def _others(dataset: Dataset, part: Split, count: int) -> Iterator[Tensor]:
 
 
 def _features_of(pieces: Iterable[Tensor], network: FeatureNetwork, device: torch.device) -> Tensor:
-    """Features [N, F] of images uint8 [n, C, H, W] in pieces, a few of them as floats at a time."""
+    """Features [N, F], on a device, of images uint8 [n, C, H, W] in pieces, a few of them as floats at a time."""
     chunks = (chunk for piece in pieces for chunk in piece.split(CHUNK_IMAGES))
     found = [_features.features(chunk.to(device=device, dtype=torch.float32).div_(255), network) for chunk in chunks]
     return torch.cat(found) if found else torch.empty(0, 1, dtype=torch.float64)

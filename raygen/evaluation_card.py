@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,7 +21,9 @@ class Value(BaseModel, frozen=True, extra="forbid"):
     Of a metric that compares samples with images, `samples` were drawn from `prior` and compared with `images` of the
     part `reference`, over `network` if it compares features; these are null if it compares none. Such a metric's
     `real_against_real` is its value for `real_samples` other real images in the place of samples: what a perfect model
-    would reach. `baseline` is what a simpler method of the model's size reaches, if one is fitted.
+    would reach. `baseline` is what a simpler method of the model's size reaches, if one is fitted. `device` is the
+    name of the GPU that the model ran on, or "CPU"; `precision` is that of its numbers, and `tf32` says whether a GPU
+    might have multiplied them with less. On older cards, all of them of CPUs, the three are null.
     """
 
     value: float | None
@@ -38,6 +40,9 @@ class Value(BaseModel, frozen=True, extra="forbid"):
     real_samples: int | None = None
     baseline: Baseline | None = None
     details: dict[str, Any]
+    device: str | None = None
+    precision: Literal["fp32"] | None = None
+    tf32: bool | None = None
 
 
 class EvaluationCard(BaseModel, frozen=True, extra="forbid"):

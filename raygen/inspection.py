@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -14,6 +14,7 @@ from raygen.data import Dataset, Split
 from raygen.data.image_names import Names
 from raygen.errors import RunError
 from raygen.metrics import _anomaly
+from raygen.metrics._chunks import on_device
 from raygen.models._base import Reconstructor, Sampler
 from raygen.results import TrainedModel
 
@@ -107,39 +108,43 @@ def require_encoder(trained: TrainedModel, instead: str = "") -> Reconstructor:
     raise RunError(f"{trained.spec.model.name} has no encoder to look at images with; {able} have one{hint}")
 
 
-@torch.no_grad()
 def encode(trained: TrainedModel, images: Tensor) -> Tensor:
-    """Latents [N, D] of images uint8 [N, C, H, W], a posterior's means; raises RunError without an encoder."""
+    """Latents [N, D], on the CPU, of images uint8 [N, C, H, W], a posterior's means.
+
+    Raises RunError without an encoder.
+    """
     encoder = require_encoder(trained)
-    return torch.cat([encoder.encode(chunk).to(torch.float32) for chunk in _chunks(images)])
+    with trained.at_work():
+        return torch.cat([encoder.encode(chunk).float().cpu() for chunk in _chunks(trained, images)])
 
 
-@torch.no_grad()
 def reconstruct(trained: TrainedModel, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, C, H, W] and their reconstructions, each in [0, 1]; raises RunError without an encoder."""
+    """Images uint8 [N, C, H, W] and their reconstructions, each in [0, 1] on the CPU.
+
+    Raises RunError without an encoder.
+    """
     encoder = require_encoder(trained)
-    chunks = list(_chunks(images))
-    rebuilt = [encoder.decode(encoder.encode(chunk)).float() for chunk in chunks]
-    return torch.cat(chunks), torch.cat(rebuilt)
+    with trained.at_work():
+        rebuilt = [encoder.decode(encoder.encode(chunk)).float().cpu() for chunk in _chunks(trained, images)]
+    return images.float().div_(255), torch.cat(rebuilt)
 
 
-@torch.no_grad()
 def score(trained: TrainedModel, images: Tensor, seed: int) -> tuple[str, Tensor]:
     """The anomaly score's name, and its value [N] for each of images uint8 [N, C, H, W], higher for stranger ones.
 
-    Negative ELBO in nats, or mean squared error per pixel; raises RunError without an encoder.
+    Negative ELBO in nats, or mean squared error per pixel, on the CPU; raises RunError without an encoder.
     """
     require_encoder(trained)
-    return _anomaly.score_name(trained.model), _anomaly.scores(trained.model, images, seed)
+    with trained.at_work():
+        return _anomaly.score_name(trained.model), _anomaly.scores(trained.model, images, seed)
 
 
-@torch.no_grad()
 def interpolate(trained: TrainedModel, images: Tensor | None, steps: int, rows: int, seed: int) -> Tensor:
     """Images [rows · steps, C, H, W] in [0, 1], each row leading from one point of the latent space to another.
 
-    Along great circles between draws of a Gaussian prior, which stay where such a prior has its mass (White 2016,
-    "Sampling generative networks"); in straight lines between the encodings of `images`, uint8
-    [N, C, H, W], if a model has no prior.
+    They are on the CPU. Along great circles between draws of a Gaussian prior, which stay where such a prior has its
+    mass (White 2016, "Sampling generative networks"); in straight lines between the encodings of `images`, uint8 [N,
+    C, H, W], if a model has no prior.
     """
     fractions = torch.linspace(0, 1, steps)[None, :, None]
     if trained.prior is None:
@@ -148,12 +153,19 @@ def interpolate(trained: TrainedModel, images: Tensor | None, steps: int, rows: 
         chosen = torch.randint(len(images), (rows, 2), generator=torch.Generator().manual_seed(seed))
         ends = encode(trained, images[chosen.flatten()]).unflatten(0, (rows, 2))
         latents = torch.lerp(ends[:, :1], ends[:, 1:], fractions)
-        return torch.cat([model.decode(chunk).float() for chunk in latents.flatten(0, 1).split(CHUNK_IMAGES)])
+        return _decoded(trained, latents.flatten(0, 1), model.decode)
     sampler = trained.prior.sampler
     assert isinstance(sampler, Sampler)
     ends = torch.randn(rows, 2, sampler.latent_dim, generator=torch.Generator().manual_seed(seed))
     latents = spherical(ends[:, :1], ends[:, 1:], fractions)
-    return torch.cat([sampler.sample(chunk).float() for chunk in latents.flatten(0, 1).split(CHUNK_IMAGES)])
+    return _decoded(trained, latents.flatten(0, 1), sampler.sample)
+
+
+def _decoded(trained: TrainedModel, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a function of the model makes of latents [N, D], on the CPU."""
+    with trained.at_work():
+        chunks = on_device(trained.device, CHUNK_IMAGES, latents)
+        return torch.cat([decode(chunk).float().cpu() for (chunk,) in chunks])
 
 
 def spherical(first: Tensor, second: Tensor, fraction: Tensor) -> Tensor:
@@ -165,6 +177,6 @@ def spherical(first: Tensor, second: Tensor, fraction: Tensor) -> Tensor:
     return torch.where(sine > 1e-4, on_circle, torch.lerp(first, second, fraction))
 
 
-def _chunks(images: Tensor) -> Iterator[Tensor]:
-    """Images uint8 [N, C, H, W] as float ones in [0, 1], some at a time."""
-    return (chunk.float().div_(255) for chunk in images.split(CHUNK_IMAGES))
+def _chunks(trained: TrainedModel, images: Tensor) -> Iterator[Tensor]:
+    """Images uint8 [N, C, H, W] as float ones in [0, 1] on the model's device, some at a time."""
+    return (chunk.float().div_(255) for (chunk,) in on_device(trained.device, CHUNK_IMAGES, images))

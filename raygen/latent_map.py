@@ -125,7 +125,9 @@ def decode(trained: TrainedModel, plane: Plane) -> NDArray[np.uint8]:
     middles = (torch.arange(TILES, dtype=torch.float64) + 0.5) / TILES
     rows, columns = torch.meshgrid(top - (top - bottom) * middles, left + (right - left) * middles, indexing="ij")
     latents = torch.stack([columns, rows], dim=-1).flatten(0, 1).float()
-    tiles = pictures.in_bytes(require_encoder(trained).decode(latents)).unflatten(0, (TILES, TILES))
+    decoder = require_encoder(trained)
+    with trained.at_work():
+        tiles = pictures.in_bytes(decoder.decode(latents.to(trained.device)).cpu()).unflatten(0, (TILES, TILES))
     sheet: NDArray[np.uint8] = tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
     return sheet
 

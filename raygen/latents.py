@@ -92,33 +92,34 @@ def sizes(trained: TrainedModel, count: int) -> Sizes:
 
 
 def encode(trained: TrainedModel, chosen: Selection) -> Latents:
-    """The latents of images, a posterior's means; raises RunError without an encoder."""
+    """The latents of images, a posterior's means, on the CPU; raises RunError without an encoder."""
     return Latents(values=inspection.encode(trained, chosen.images), chosen=chosen, weights=_digest(trained))
 
 
 def round_trip(trained: TrainedModel, chosen: Selection) -> RoundTrip:
     """What encoding and decoding leaves of images, of 2,000 of them if there are more."""
     images = some(chosen, MEASURED_IMAGES).images.float().div_(255)
-    return RoundTrip(
-        psnr_db=psnr.compute(trained.model, images, SEED),
-        ssim=ssim.compute(trained.model, images, SEED),
-        images=len(images),
-    )
+    with trained.at_work():
+        return RoundTrip(
+            psnr_db=psnr.compute(trained.model, images, SEED),
+            ssim=ssim.compute(trained.model, images, SEED),
+            images=len(images),
+        )
 
 
 def decode(trained: TrainedModel, values: Tensor) -> Iterator[Tensor]:
-    """The images of latents [N, D] in batches [B, C, H, W] in [0, 1], in their order.
+    """The images of latents [N, D] in batches [B, C, H, W] in [0, 1] on the CPU, in their order.
 
     Raises RunError without a decoder for them, DataError for latents that do not fit the model, both at once.
     """
     decoder = require_encoder(trained)
     _check(trained, values.double().numpy(), "latents")
-    return (_decoded(decoder, chunk) for chunk in values.to(torch.float32).split(CHUNK_IMAGES))
+    return (_decoded(trained, decoder, chunk) for chunk in values.to(torch.float32).split(CHUNK_IMAGES))
 
 
-@torch.no_grad()
-def _decoded(decoder: Reconstructor, chunk: Tensor) -> Tensor:
-    return decoder.decode(chunk).float()
+def _decoded(trained: TrainedModel, decoder: Reconstructor, chunk: Tensor) -> Tensor:
+    with trained.at_work():
+        return decoder.decode(chunk.to(trained.device)).float().cpu()
 
 
 def _digest(trained: TrainedModel) -> str:

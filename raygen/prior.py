@@ -63,6 +63,8 @@ class MixtureSampler(Model):
 def with_mixture(trained: TrainedModel, dataset: Dataset, components: int = COMPONENTS) -> TrainedModel:
     """The trained model, to be sampled from a mixture over its latents of training images; the same each time.
 
+    The mixture is fitted on the CPU, and lies on the model's device.
+
     Raises RunError where it has no encoder or its latents are not finite, SpecError for more components than images.
     """
     require_encoder(trained, "leave out --prior gmm")
@@ -73,7 +75,8 @@ def with_mixture(trained: TrainedModel, dataset: Dataset, components: int = COMP
     if not latents.isfinite().all():
         raise RunError("a mixture cannot be fitted over latents that are not finite: train with a lower --lr")
     sampler = MixtureSampler(trained, *(part.float() for part in _fitted(latents, components)))
-    return replace(trained, fitted=Prior(f"gmm of {components}", sampler.eval().requires_grad_(False)))
+    sampler.to(trained.device).eval().requires_grad_(False)
+    return replace(trained, fitted=Prior(f"gmm of {components}", sampler))
 
 
 def _fitted(latents: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ from raygen.data.images import warn_of_damaged, without_damaged
 from raygen.errors import DataError, RunError
 from raygen.inspection import require_encoder
 from raygen.metrics import psnr, ssim
+from raygen.metrics._chunks import on_device
 from raygen.models._base import ImageShape
 from raygen.results import TrainedModel
 
@@ -131,11 +132,12 @@ def _check_sizes(place: Path, shape: ImageShape, small: set[tuple[int, int]], im
         )
 
 
-@torch.no_grad()
 def decoded(trained: TrainedModel, damaged: Tensor) -> Tensor:
-    """What the model makes of damaged images [N, C, H, W] in [0, 1]: images of the same shape and range."""
+    """What the model makes of damaged images [N, C, H, W] in [0, 1]: images of that shape and range, on the CPU."""
     model = require_encoder(trained)
-    return torch.cat([model.decode(model.encode(chunk)).float() for chunk in damaged.split(CHUNK_IMAGES)])
+    with trained.at_work():
+        chunks = on_device(trained.device, CHUNK_IMAGES, damaged)
+        return torch.cat([model.decode(model.encode(chunk)).float().cpu() for (chunk,) in chunks])
 
 
 def read_clean(trained: TrainedModel, place: Path, names: list[str]) -> Tensor:

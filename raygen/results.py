@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from raygen import data, models
+from raygen import data, models, numerics
+from raygen import device as devices
 from raygen.errors import CheckpointError, RunError, SpecError
 from raygen.metrics import HeldOut, _features
 from raygen.models._base import ImageShape, Model
@@ -50,8 +52,32 @@ class TrainedModel:
         name = self.spec.model.prior_name
         return self.fitted or (Prior(name, self.model) if name else None)
 
+    @property
+    def device(self) -> torch.device:
+        """What it runs on."""
+        return self.model.device
+
+    def to(self, device: torch.device) -> TrainedModel:
+        """The same model on a device, a copy if it is on another; raises OutOfMemoryError if a GPU has no room."""
+        if device == self.device:
+            return self
+        with devices.explained(device):
+            model, fitted = copy.deepcopy((self.model, self.fitted))  # together, as a fitted prior holds the model
+            if fitted is not None:
+                fitted.sampler.to(device)
+            return replace(self, model=model.to(device), fitted=fitted)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """What the model is run in: without gradients, in exact float32, so that values on all devices compare.
+
+        Raises OutOfMemoryError, which says what to type, if its GPU's memory is too little.
+        """
+        with torch.no_grad(), numerics.exact(), devices.explained(self.device):
+            yield
+
     def sample(self, count: int, *, seed: int = 0) -> Tensor:
-        """Images [N, C, H, W] in [0, 1] from latents fixed by `seed`.
+        """Images [N, C, H, W] in [0, 1] from latents fixed by `seed`, on the CPU.
 
         Raises RunError if it has no prior, SpecError for less than one image.
         """
@@ -66,7 +92,15 @@ class TrainedModel:
             )
         if count < 1:
             raise SpecError(f"1 sample or more is drawn, not {count}")
-        return _features.samples(self.prior.sampler, count, seed)
+        return self._on_cpu(_features.samples(self.prior.sampler, count, seed))
+
+    def _on_cpu(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        while True:
+            with self.at_work():  # not beyond a batch: whoever takes it has other work
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch.cpu()
 
 
 def of_run(run: Run, place: int = 1) -> TrainedModel:

@@ -52,7 +52,7 @@ class Difference:
 def without_each_group(compare: Callable[[Tensor, Tensor], float], real: Tensor, made: Tensor) -> list[float]:
     """A comparison of features [N, F] of images and [M, F] of samples without each group of both; N and M above 2."""
     groups = min(GROUPS, len(real), len(made))
-    real_group, made_group = torch.arange(len(real)) % groups, torch.arange(len(made)) % groups
+    real_group, made_group = (torch.arange(len(each), device=each.device) % groups for each in (real, made))
     return [compare(real[real_group != group], made[made_group != group]) for group in range(groups)]
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from raygen import results
 from raygen.data import Dataset
 from raygen.errors import RunError, SpecError
+from raygen.metrics._chunks import on_device
 from raygen.models._base import GaussianEncoder, Model, Reconstructor
 from raygen.models._options import ModelOptions
 from raygen.results import TrainedModel
@@ -44,7 +45,8 @@ def from_decoder(name: str, source: TrainedModel, spec: TrainSpec, dataset: Data
         raise RunError(f"{name} holds a model of {source.spec.model.name}; --from takes a run of ae, vae or vaegan")
     results.check_shape(source, dataset)
     _check_form(spec.model, source.spec.model, name)
-    mean, covariance = _moments(source.model, dataset.train.images[:MOST_IMAGES])
+    with source.at_work():
+        mean, covariance = _moments(source.model, dataset.train.images[:MOST_IMAGES])
     if not covariance.isfinite().all():
         raise RunError(f"{name}: its codes are not finite, and so have no moments: train with a lower --lr")
     root = _square_root(covariance) / (UNIFORM_STD if spec.model.prior_name == "uniform" else 1.0)
@@ -85,14 +87,14 @@ def _form(options: ModelOptions) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def _moments(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [D] and covariance [D, D], in float64, of the codes of images uint8 [N, C, H, W].
+    """Mean [D] and covariance [D, D], in float64 on the CPU, of the codes of images uint8 [N, C, H, W].
 
     Of a Gaussian encoder's aggregate posterior: the covariance of its means, and on the diagonal its mean variances.
     """
-    found = [_posterior(model, chunk.float().div_(255)) for chunk in images.split(CHUNK_IMAGES)]
-    means, variances = (torch.cat(parts) for parts in zip(*found, strict=True))
+    chunks = on_device(model.device, CHUNK_IMAGES, images)
+    found = [_posterior(model, chunk.float().div_(255)) for (chunk,) in chunks]
+    means, variances = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
     centred = means - means.mean(dim=0)
     return means.mean(dim=0), centred.T @ centred / len(means) + variances.mean(dim=0).diag()
 
@@ -118,6 +120,7 @@ def _folded(decoder: nn.Sequential, mean: Tensor, root: Tensor) -> dict[str, Ten
     """The decoder's weights as a generator's: its first layer is given `mean` + `root` z in the place of z."""
     first = decoder[0]
     assert isinstance(first, nn.Linear), "a decoder begins with a dense layer"
-    weight, bias = first.weight.double(), first.bias.double()
+    weight, bias = first.weight.double().cpu(), first.bias.double().cpu()
     folded = {"0.weight": (weight @ root).float(), "0.bias": (bias + weight @ mean).float()}
-    return {f"generator.{name}": tensor.contiguous() for name, tensor in {**decoder.state_dict(), **folded}.items()}
+    weights = {**decoder.state_dict(), **folded}
+    return {f"generator.{name}": tensor.cpu().contiguous() for name, tensor in weights.items()}

@@ -29,6 +29,7 @@ def evaluate(
     data: str | None = None,
     data_root: Path | None = None,
     image_size: int | None = None,
+    device: str = "auto",
     storage: str | Path | None = None,
 ) -> EvaluationCard:
     """Judge a model by the named metrics, or by all that suit it, on images that its training has not seen.
@@ -38,7 +39,7 @@ def evaluate(
     """
     from raygen import evaluation
 
-    trained = loaded(model, storage)
+    trained = loaded(model, device, storage)
     dataset = load_images(trained, data=data, data_root=data_root, image_size=image_size, all_classes=True)
     return evaluation.evaluate(trained, dataset, None if metrics is None else full_names(metrics), protocol)
 
@@ -50,6 +51,7 @@ def compare(
     metrics: Sequence[str] = RANKING_METRICS,
     prior: FittedPrior | None = None,
     components: int | None = None,
+    device: str = "auto",
     storage: str | Path | None = None,
 ) -> Comparison:
     """Rank the best models of runs on the same metrics, images, samples and seed; the first metric decides.
@@ -59,7 +61,7 @@ def compare(
     """
     places = {run.name if isinstance(run, Run) else str(run): run for run in runs}
     check_comparison(list(places), metrics)
-    models = {name: load(place, storage=storage) for name, place in places.items()}
+    models = {name: load(place, device=device, storage=storage) for name, place in places.items()}
     from raygen import comparison
 
     comparison.check_data(models)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from raygen import device as devices
 from raygen import files
 from raygen.errors import RunError, SpecError
 from raygen.preparation import with_absolute_paths
@@ -31,19 +32,24 @@ def load(
     *,
     prior: FittedPrior | None = None,
     components: int | None = None,
+    device: str = "auto",
     storage: str | Path | None = None,
 ) -> TrainedModel:
     """The best model of a run, or another that RUN/best/2, a folder of `raygen get` or a .safetensors file names.
 
-    `prior="gmm"` fits a mixture of so many Gaussians over its latents, from which it is then sampled. Raises RunError
-    if there is no model or it has no encoder to fit a prior with, CheckpointError if its files are damaged.
+    `prior="gmm"` fits a mixture of so many Gaussians over its latents, from which it is then sampled. It is on the
+    first GPU, or without one on the CPU, unless `device` says "cpu", "cuda" or "cuda:1". Raises RunError if there is
+    no model or it has no encoder to fit a prior with, CheckpointError if its files are damaged, SpecError for a device
+    that is not there, OutOfMemoryError for a GPU of too little memory.
     """
-    return with_prior(find_model(place, storage=storage).load(), prior, components)
+    return with_prior(find_model(place, storage=storage).load(device), prior, components)
 
 
-def loaded(model: ModelPlace | TrainedModel, storage: str | Path | None = None) -> TrainedModel:
-    """The model itself, or the one that `load` finds."""
-    return load(model, storage=storage) if isinstance(model, str | Path | Run) else model
+def loaded(model: ModelPlace | TrainedModel, device: str, storage: str | Path | None = None) -> TrainedModel:
+    """The model that `load` finds, or the model itself: where it is, or a copy on another device that is named."""
+    if isinstance(model, str | Path | Run):
+        return load(model, device=device, storage=storage)
+    return model if device == "auto" else model.to(devices.find(device))
 
 
 def with_prior(trained: TrainedModel, prior: FittedPrior | None, components: int | None) -> TrainedModel:
@@ -72,14 +78,15 @@ class ModelSource:
     place: int = 1
     path: Path | None = None
 
-    def load(self) -> TrainedModel:
-        """The model; raises RunError if there is none, CheckpointError if its files are damaged."""
+    def load(self, device: str = "auto") -> TrainedModel:
+        """The model on a device, "auto" or as `raygen.device.find` takes it; raises as `load` does."""
         from raygen import results
 
+        found = devices.find(device)
         if self.run is not None:
-            return results.of_run(self.run, self.place)
+            return results.of_run(self.run, self.place).to(found)
         assert self.path is not None
-        return results.load(self.path)
+        return results.load(self.path).to(found)
 
     def check_writable(self, name: str) -> None:
         """Raise RunError if no file of that name can be kept beside the model."""

@@ -33,13 +33,14 @@ def sample(
     seed: int = 0,
     prior: FittedPrior | None = None,
     components: int | None = None,
+    device: str = "auto",
     storage: str | Path | None = None,
 ) -> Tensor:
     """Images [N, C, H, W] in [0, 1] from latents fixed by `seed`, drawn from the model's prior or a fitted mixture.
 
     Raises RunError if there is no such model, or it has no prior.
     """
-    return with_prior(loaded(model, storage), prior, components).sample(count, seed=seed)
+    return with_prior(loaded(model, device, storage), prior, components).sample(count, seed=seed)
 
 
 def reconstruct(
@@ -49,6 +50,7 @@ def reconstruct(
     data: str | None = None,
     data_root: Path | None = None,
     image_size: int | None = None,
+    device: str = "auto",
     storage: str | Path | None = None,
 ) -> Reconstructions:
     """The first validation images with their reconstructions.
@@ -57,7 +59,7 @@ def reconstruct(
     """
     from raygen import inspection
 
-    trained = loaded(model, storage)
+    trained = loaded(model, device, storage)
     inspection.require_encoder(trained)
     if count < 1:
         raise SpecError(f"1 image or more is reconstructed, not {count}")
@@ -72,6 +74,7 @@ def interpolate(
     rows: int = ROWS,
     steps: int = STEPS,
     seed: int = 0,
+    device: str = "auto",
     storage: str | Path | None = None,
 ) -> Tensor:
     """Images [rows, steps, C, H, W] in [0, 1]: each row leads from sample to sample.
@@ -80,7 +83,7 @@ def interpolate(
     """
     from raygen import inspection
 
-    trained = loaded(model, storage)
+    trained = loaded(model, device, storage)
     between = load_images(trained).validation.images if trained.prior is None else None
     images = inspection.interpolate(trained, between, steps, rows, seed)
     return images.reshape(rows, steps, *images.shape[1:])
@@ -93,6 +96,7 @@ def encode(
     data: str | None = None,
     data_root: Path | None = None,
     image_size: int | None = None,
+    device: str = "auto",
     storage: str | Path | None = None,
 ) -> Latents:
     """The latents of images, with what is known of each: of validation images, or of all of another data set.
@@ -101,7 +105,7 @@ def encode(
     """
     from raygen import inspection, latents
 
-    trained = loaded(model, storage)
+    trained = loaded(model, device, storage)
     inspection.require_encoder(trained)
     chosen = select_images(trained, split, data=data, data_root=data_root, image_size=image_size)
     return latents.encode(trained, chosen)
@@ -111,6 +115,7 @@ def decode(
     model: ModelPlace | TrainedModel,
     latents: str | Path | Latents | Tensor | NDArray[np.floating[Any]],
     *,
+    device: str = "auto",
     storage: str | Path | None = None,
 ) -> Tensor:
     """Images [N, C, H, W] in [0, 1] of latents [N, D]: numbers, what `encode` returned, or a file of `raygen encode`.
@@ -121,7 +126,7 @@ def decode(
 
     from raygen import latents as stored
 
-    trained = loaded(model, storage)
+    trained = loaded(model, device, storage)
     if isinstance(latents, str | Path):
         values = stored.read(trained, Path(latents)).values
     else:
@@ -139,6 +144,7 @@ def score(
     image_size: int | None = None,
     false_alarms: float | None = None,
     seed: int = 0,
+    device: str = "auto",
     storage: str | Path | None = None,
 ) -> Scores:
     """How strange each image is to the model: its negative ELBO, or its reconstruction error.
@@ -148,7 +154,7 @@ def score(
     """
     from raygen import anomaly, inspection
 
-    trained = loaded(model, storage)
+    trained = loaded(model, device, storage)
     inspection.require_encoder(trained)
     chosen = select_images(trained, split, data=data, data_root=data_root, image_size=image_size)
     normal = None if false_alarms is None else load_images(trained, data_root=data_root)
@@ -160,6 +166,7 @@ def restore(
     data: str | Path,
     *,
     clean: str | Path | None = None,
+    device: str = "auto",
     storage: str | Path | None = None,
 ) -> Restored:
     """What a model trained with data.corruption makes of a folder of damaged images, under the names of their files.
@@ -169,4 +176,4 @@ def restore(
     """
     from raygen import restoration
 
-    return restoration.restore(loaded(model, storage), Path(data), None if clean is None else Path(clean))
+    return restoration.restore(loaded(model, device, storage), Path(data), None if clean is None else Path(clean))

@@ -3,10 +3,10 @@
 A metric called `elbo` is reported as `val_elbo`. Its file says which way is better (`DIRECTION`), what a model
 must be able to do (`REQUIRES`, a protocol of raygen.models._base), and has one or more of these functions:
 
-- `compute(model, images, seed)`: one number, for images [N, C, H, W] in [0, 1] on the model's device. Without it
-  only an evaluation can ask for the metric, as it needs labels, a classifier or the training images: no training can
-  be judged by it. If it does not compare samples, also `inputs`: what a model that restores corrupted images encodes
-  in their place.
+- `compute(model, images, seed)`: one number, for images [N, C, H, W] in [0, 1], which go to the model's device some at
+  a time (`_chunks.on_device`), as all of them may be more than a GPU holds. Without it only an evaluation can ask for
+  the metric, as it needs labels, a classifier or the training images: no training can be judged by it. If it does not
+  compare samples, also `inputs`: what a model that restores corrupted images encodes in their place.
   With `MEAN_OVER_IMAGES = True` it is a mean over images that are looked at one by one.
 - `compare(real, made)`: one number from features [N, F] of images and [M, F] of samples, over any network.
 - `measure(model, evidence)`: the number with what an evaluation card shows beside it: details, what a simple baseline

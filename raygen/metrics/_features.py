@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raygen import interruption
+from raygen.metrics import _chunks
 from raygen.models._base import Model, Sampler
 
 CHUNK_IMAGES = 500
@@ -48,42 +49,44 @@ class FeatureNetwork:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def features(images: Tensor, network: FeatureNetwork) -> Tensor:
-    """Features [N, F] of images [N, C, H, W] in [0, 1], in float64 on the CPU.
+def features(images: Tensor, network: FeatureNetwork, device: torch.device | None = None) -> Tensor:
+    """Features [N, F] of images [N, C, H, W] in [0, 1], in float64, on a device, or the images' own if None.
 
     Raises RunInterruptedError if they are not wanted any more (raygen.interruption).
     """
-    chunks = []
-    for chunk in images.split(network.chunk_images):
+    found = []
+    for (chunk,) in _chunks.on_device(device or images.device, network.chunk_images, images):
         interruption.check()
-        chunks.append(network.extract(chunk).double().cpu())
-    return torch.cat(chunks)
+        found.append(network.extract(chunk).double())
+    return torch.cat(found)
 
 
 def of_samples(model: Model, count: int, seed: int, network: FeatureNetwork) -> Tensor:
-    """Features [count, F] of samples from latents fixed by `seed`, in float64 on the CPU."""
+    """Features [count, F] of samples from latents fixed by `seed`, in float64 on the model's device."""
     return torch.cat([features(chunk, network) for chunk in samples(model, count, seed)])
 
 
 def samples(model: Model, count: int, seed: int) -> Iterator[Tensor]:
-    """Samples [B, C, H, W] in [0, 1], `count` in all, in chunks, from latents fixed by `seed`."""
+    """Samples [B, C, H, W] in [0, 1] on the model's device, `count` in all, in chunks, of latents fixed by `seed`."""
     assert isinstance(model, Sampler)
     # Drawn on the CPU, so that one seed means the same latents on every device.
     latents = torch.randn(count, model.latent_dim, generator=torch.Generator().manual_seed(seed))
-    device = next(model.parameters()).device
-    for chunk in latents.split(CHUNK_IMAGES):
-        yield model.sample(chunk.to(device)).float()
+    for (chunk,) in _chunks.on_device(model.device, CHUNK_IMAGES, latents):
+        yield model.sample(chunk).float()
 
 
 @lru_cache(maxsize=1)
-def of_real(images: Tensor, network: FeatureNetwork) -> Tensor:
+def of_real(images: Tensor, network: FeatureNetwork, device: torch.device) -> Tensor:
     """The same as `features`; the held-out images of a training are one tensor, and one pass serves all epochs."""
-    return features(images, network)
+    return features(images, network, device)
 
 
 def random_pair(model: Model, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Features [N, F] of images [N, C, H, W] in [0, 1] and of as many samples, over the random network."""
-    return of_real(images, random_network()), of_samples(model, len(images), seed, random_network())
+    """Features [N, F] of images [N, C, H, W] in [0, 1] and of as many samples, over the random network.
+
+    They are on the model's device, as is what compares them.
+    """
+    return of_real(images, random_network(), model.device), of_samples(model, len(images), seed, random_network())
 
 
 def prepared(images: Tensor) -> Tensor:

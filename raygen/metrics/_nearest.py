@@ -54,7 +54,7 @@ def pairs(model: Model, evidence: Evidence) -> tuple[tuple[Tensor, Tensor], tupl
     count = min(evidence.samples, MOST_SAMPLES)
     made = torch.cat(list(_features.samples(model, count, evidence.seed)))
     found = []
-    for images in (made, evidence.images[:MOST_SAMPLES]):
+    for images in (made, evidence.images[:MOST_SAMPLES].to(made.device)):
         rows = nearest(images, train)
         found.append((images, train[rows.cpu()].to(images) / 255))
     first, second = found

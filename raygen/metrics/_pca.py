@@ -25,7 +25,9 @@ SEED = 0
 
 
 class LinearAutoencoder:
-    """A fitted PCA as a `Reconstructor` of images of one shape (C, H, W)."""
+    """A fitted PCA as a `Reconstructor` of images of one shape (C, H, W); scikit-learn's, so it works on the CPU."""
+
+    device = torch.device("cpu")
 
     def __init__(self, fitted: PCA, shape: torch.Size) -> None:
         self._fitted = fitted
@@ -33,11 +35,11 @@ class LinearAutoencoder:
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] to their first principal components [B, D]."""
-        return torch.from_numpy(self._fitted.transform(images.flatten(1).cpu().numpy())).to(images)
+        return torch.from_numpy(self._fitted.transform(images.flatten(1).numpy())).to(images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Components [B, D] to images [B, C, H, W], cut off at 0 and 1."""
-        flat = torch.from_numpy(self._fitted.inverse_transform(latents.cpu().numpy())).to(latents)
+        flat = torch.from_numpy(self._fitted.inverse_transform(latents.numpy())).to(latents)
         return flat.clamp(0, 1).reshape(-1, *self._shape)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raygen.metrics import _chunks
 from raygen.models._base import GaussianEncoder, Model
 
 CHUNK_IMAGES = 500
@@ -13,7 +14,7 @@ CHUNK_IMAGES = 500
 def posteriors(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
     """Means and log-variances [N, D] for images [N, C, H, W] in [0, 1], in float64 on the CPU."""
     assert isinstance(model, GaussianEncoder)
-    found = [model.posterior(chunk) for chunk in images.split(CHUNK_IMAGES)]
+    found = [model.posterior(chunk) for (chunk,) in _chunks.on_device(model.device, CHUNK_IMAGES, images)]
     means, log_variances = (torch.cat(parts).double().cpu() for parts in zip(*found, strict=True))
     return means, log_variances
 

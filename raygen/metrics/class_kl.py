@@ -8,13 +8,13 @@ card) show what their number alone makes of it, about (classes − 1) / 2N.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from raygen.errors import DataError
-from raygen.metrics import AgainstTraining, Evidence, Measurement, _classifier, _features
+from raygen.metrics import AgainstTraining, Evidence, Measurement, _chunks, _classifier, _features
 from raygen.models._base import Model, Sampler
 
 DIRECTION = "min"
@@ -29,9 +29,9 @@ def measure(model: Model, evidence: Evidence) -> Measurement:
             f"{evidence.dataset.name} that this model was trained for; leave it out"
         )
     classifier = _classifier.trained_on(evidence.dataset)
-    reference = counts(evidence.fitted_images.split(_features.CHUNK_IMAGES), classifier)
+    reference = counts(_on_device(model, evidence.fitted_images), classifier)
     made = counts(_features.samples(model, evidence.samples, evidence.seed), classifier)
-    real = counts(evidence.images.split(_features.CHUNK_IMAGES), classifier)
+    real = counts(_on_device(model, evidence.images), classifier)
     return Measurement(
         value=divergence(made, reference),
         details={
@@ -46,6 +46,10 @@ def measure(model: Model, evidence: Evidence) -> Measurement:
             real_samples=len(evidence.images),
         ),
     )
+
+
+def _on_device(model: Model, images: Tensor) -> Iterator[Tensor]:
+    return (chunk for (chunk,) in _chunks.on_device(model.device, _features.CHUNK_IMAGES, images))
 
 
 def counts(chunks: Iterable[Tensor], classifier: _classifier.Classifier) -> Tensor:

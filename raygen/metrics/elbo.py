@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raygen.metrics import _chunks
 from raygen.models._base import LikelihoodModel, Model
 
 DIRECTION = "max"
@@ -23,6 +24,5 @@ def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = Non
     # Drawn on the CPU, so that one seed means the same noise on every device.
     noise = torch.randn(len(images), model.latent_dim, generator=torch.Generator().manual_seed(seed))
     encoded = images if inputs is None else inputs
-    whole = (images, noise.to(images.device), encoded)
-    chunks = zip(*(each.split(CHUNK_IMAGES) for each in whole), strict=True)
+    chunks = _chunks.on_device(model.device, CHUNK_IMAGES, images, noise, encoded)
     return sum(model.elbo(*chunk).double().sum().item() for chunk in chunks) / len(images)

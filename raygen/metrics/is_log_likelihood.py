@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from raygen.metrics import Evidence, Measurement
+from raygen.metrics import Evidence, Measurement, _chunks
 from raygen.models._base import LatentVariableModel, Model, derived_seed
 
 DIRECTION = "max"
@@ -50,8 +50,8 @@ def log_likelihoods(model: Model, images: Tensor, seed: int, samples: int, input
     per_block = max(1, BLOCK_NUMBERS // (CHUNK_IMAGES * images[0].numel()))
     encoded = images if inputs is None else inputs
     found = []
-    for first in range(0, len(images), CHUNK_IMAGES):
-        chunk, seen = (each[first : first + CHUNK_IMAGES] for each in (images, encoded))
+    for index, (chunk, seen) in enumerate(_chunks.on_device(model.device, CHUNK_IMAGES, images, encoded)):
+        first = index * CHUNK_IMAGES
         total = torch.full((len(chunk),), -math.inf, dtype=torch.float64)
         for start in range(0, samples, per_block):
             noise = _noise(seed, first, start, (min(per_block, samples - start), len(chunk), model.latent_dim))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raygen.errors import DataError
-from raygen.metrics import Evidence, Measurement, _classifier, _pca
+from raygen.metrics import Evidence, Measurement, _chunks, _classifier, _pca
 from raygen.models._base import Model, Reconstructor
 
 DIRECTION = "max"
@@ -32,14 +32,17 @@ def measure(model: Model, evidence: Evidence) -> Measurement:
         )
     assert isinstance(model, Reconstructor)
     return Measurement(
-        value=accuracy(model, evidence),
-        baseline=_pca.baseline(lambda linear: accuracy(linear, evidence), model, evidence),
+        value=accuracy(model, model.device, evidence),
+        baseline=_pca.baseline(lambda linear: accuracy(linear, linear.device, evidence), model, evidence),
         details={"fitted_on": len(evidence.fitted_images)},
     )
 
 
-def accuracy(encoder: Reconstructor, evidence: Evidence) -> float:
-    """The share of the images whose class the probe tells, in [0, 1]; NaN if a latent is not finite."""
+def accuracy(encoder: Reconstructor, device: torch.device, evidence: Evidence) -> float:
+    """The share of the images whose class the probe tells, in [0, 1]; NaN if a latent is not finite.
+
+    `device` is the encoder's.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -48,7 +51,7 @@ def accuracy(encoder: Reconstructor, evidence: Evidence) -> float:
     labels = evidence.dataset.train.labels
     assert labels is not None, "a data set without labels is refused before"
     assert evidence.labels is not None
-    seen, held_out = (_latents(encoder, inputs) for inputs in (evidence.fitted_inputs, evidence.inputs))
+    seen, held_out = (_latents(encoder, device, inputs) for inputs in (evidence.fitted_inputs, evidence.inputs))
     if not (seen.isfinite().all() and held_out.isfinite().all()):
         return math.nan
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MOST_STEPS))
@@ -59,6 +62,7 @@ def accuracy(encoder: Reconstructor, evidence: Evidence) -> float:
     return float(probe.score(held_out.numpy(), evidence.labels.numpy()))
 
 
-def _latents(encoder: Reconstructor, inputs: Tensor) -> Tensor:
+def _latents(encoder: Reconstructor, device: torch.device, inputs: Tensor) -> Tensor:
     """Latents [N, D] of images [N, C, H, W] in [0, 1], in float64 on the CPU."""
-    return torch.cat([encoder.encode(chunk).double().cpu() for chunk in inputs.split(CHUNK_IMAGES)])
+    chunks = _chunks.on_device(device, CHUNK_IMAGES, inputs)
+    return torch.cat([encoder.encode(chunk).double().cpu() for (chunk,) in chunks])

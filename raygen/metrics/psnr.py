@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from raygen.metrics import Evidence, Measurement, _pca
+from raygen.metrics import Evidence, Measurement, _chunks, _pca
 from raygen.models._base import Model, Reconstructor
 
 DIRECTION = "max"
@@ -23,7 +23,7 @@ def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = Non
     assert isinstance(model, Reconstructor)
     total = 0.0
     encoded = images if inputs is None else inputs
-    for chunk, seen in zip(images.split(CHUNK_IMAGES), encoded.split(CHUNK_IMAGES), strict=True):
+    for chunk, seen in _chunks.on_device(model.device, CHUNK_IMAGES, images, encoded):
         total += ratios(model.decode(model.encode(seen)), chunk).sum().item()
     return total / len(images)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raygen.metrics import _chunks
 from raygen.models._base import LatentVariableModel, Model
 
 DIRECTION = "max"
@@ -24,8 +25,8 @@ def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = Non
     noise = torch.randn(len(images), model.latent_dim, generator=torch.Generator().manual_seed(seed))
     total = 0.0
     encoded = images if inputs is None else inputs
-    for chunk, seen, chunk_noise in zip(*(each.split(CHUNK_IMAGES) for each in (images, encoded, noise)), strict=True):
+    for chunk, seen, chunk_noise in _chunks.on_device(model.device, CHUNK_IMAGES, images, encoded, noise):
         mean, log_variance = model.posterior(seen)
-        latents = mean + chunk_noise.to(chunk.device) * (0.5 * log_variance).exp()
+        latents = mean + chunk_noise * (0.5 * log_variance).exp()
         total += model.log_likelihood(chunk, latents).double().sum().item()
     return total / len(images)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from raygen.metrics import Evidence, Measurement, _pca
+from raygen.metrics import Evidence, Measurement, _chunks, _pca
 from raygen.models._base import Model, Reconstructor
 
 DIRECTION = "max"
@@ -21,7 +21,7 @@ def compute(model: Model, images: Tensor, seed: int, inputs: Tensor | None = Non
     """Mean in [-1, 1] over images [N, C, H, W] in [0, 1]; nothing is random, so `seed` has no effect."""
     assert isinstance(model, Reconstructor)
     encoded = images if inputs is None else inputs
-    chunks = zip(images.split(CHUNK_IMAGES), encoded.split(CHUNK_IMAGES), strict=True)
+    chunks = _chunks.on_device(model.device, CHUNK_IMAGES, images, encoded)
     found = (similarities(model.decode(model.encode(seen)), chunk).sum().item() for chunk, seen in chunks)
     return sum(found) / len(images)
 

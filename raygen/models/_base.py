@@ -160,6 +160,11 @@ class Model(nn.Module, ABC):
         self.shape = shape
         self.latent_dim = options.latent_dim
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are; the CPU if it has none."""
+        return next((weights.device for weights in self.parameters()), torch.device("cpu"))
+
     @abstractmethod
     def phases(self) -> list[Phase]:
         """What to minimise, in the order in which one step runs it."""

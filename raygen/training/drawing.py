@@ -29,7 +29,7 @@ def picture(model: Model, held_out: Tensor, spec: TrainSpec) -> Image.Image:
         return pictures.grid(torch.cat(list(_features.samples(model, SIDE**2, SEED))), SIDE)
     assert isinstance(model, Reconstructor), "a model samples, reconstructs or both"
     chosen = held_out[torch.arange(SIDE**2 // 2) % len(held_out)]
-    images = chosen.to(next(model.parameters()).device, torch.float32).div_(255)
+    images = chosen.to(model.device, torch.float32).div_(255)
     corrupted = corruption.corrupted_for_judging(spec.data, images, SEED)
     inputs = images if corrupted is None else corrupted
     return pictures.pairs(inputs, model.decode(model.encode(inputs)), SIDE)

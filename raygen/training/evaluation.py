@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raygen import interruption, metrics
+from raygen import interruption, metrics, numerics
 from raygen.metrics import _features
 from raygen.models._base import Model
 from raygen.spec import EvaluationOptions
@@ -25,6 +25,7 @@ def held_out_images(held_out: Tensor, options: EvaluationOptions, device: torch.
 
 
 @torch.no_grad()
+@numerics.exact()
 def evaluate(
     model: Model,
     images: Tensor,
@@ -33,10 +34,11 @@ def evaluate(
     also: Sequence[str] = (),
     inputs: Tensor | None = None,
 ) -> dict[str, float]:
-    """Every metric that the options or `also` name, on images [N, C, H, W] in [0, 1] on the model's device.
+    """Every metric that the options or `also` name, on images [N, C, H, W] in [0, 1], in exact float32.
 
-    The model encodes `inputs` [N, C, H, W], the images themselves if None. Raises RunInterruptedError between two
-    batches, of images or of their features, if the judgement is not wanted any more (raygen.interruption).
+    The model encodes `inputs` [N, C, H, W], the images themselves if None; neither need be on its device. Raises
+    RunInterruptedError between two batches, of images or of their features, if the judgement is not wanted any more
+    (raygen.interruption).
     """
     model = _interruptible(model)
     chosen = [metrics.find(name) for name in dict.fromkeys((*options.all_metrics, *also))]
@@ -55,7 +57,7 @@ def evaluate(
 def _interruptible(model: Model) -> Model:
     """The same model, which before each batch asks whether the judgement is still wanted."""
     watched = copy.copy(model)  # it shares all networks
-    device = next(model.parameters()).device
+    device = model.device
 
     def checked(ask: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(ask)
