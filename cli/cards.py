@@ -57,6 +57,7 @@ def card_subject(card: EvaluationCard) -> str:
     return (
         f"{card.model['name']} on {values[0].split} images of {card.data}{seen}{trained}{prior}"
         f"{_over_network(card.values)}{_against_training(card.values)}{_of_the_baseline(card.values)}"
+        f"{_on_devices(card.values)}"
     )
 
 
@@ -107,7 +108,7 @@ def circumstances(ranked: Sequence[Compared]) -> str:
     over_network = {name: value for name, value in values.items() if value.network}
     return (
         f"{count}{split} images of {cards[0].data}{_over_network(values)}{_reached(over_network)}"
-        f"{_against_training(values)}{_reached(_without_network(values))}"
+        f"{_against_training(values)}{_reached(_without_network(values))}{_on_devices(values)}"
     )
 
 
@@ -129,6 +130,13 @@ def _against_training(values: Mapping[str, Value]) -> str:
         return ""
     names, split = ", ".join(map(metrics.short, found)), next(iter(found.values())).split
     return f"; {names}: against training images, real: {split} images in the place of samples"
+
+
+def _on_devices(values: Mapping[str, Value]) -> str:
+    """The GPUs that the models ran on, and how exactly; nothing is said of a CPU."""
+    found = {value.device: f"{value.device} in {value.precision}" for value in values.values() if value.tf32 is False}
+    found.pop("CPU", None)
+    return f"; on {' and '.join(found.values())} without TF32" if found else ""
 
 
 def _of_the_baseline(values: Mapping[str, Value]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from raygen import comparison, data, evaluation, metrics
 from raygen.data import DataOptions, Dataset, Part
@@ -348,3 +349,35 @@ def test_a_card_from_before_there_were_baselines_is_read(
     kept = EvaluationCard.model_validate_json((tmp_path / "evaluation.json").read_text())
     assert list(kept.values) == ["val_mse", "test_mse"]
     assert kept.values["val_mse"].baseline is None
+
+
+def test_a_card_says_what_each_value_was_found_on_and_older_ones_are_read(
+    trained: dict[str, TrainedModel], digits: Dataset, tmp_path: Path
+) -> None:
+    card = evaluate(trained["vae"], digits, ["val_mse", "val_frechet", "val_nearest_mse"], images=50)
+    assert {(value.device, value.precision, value.tf32) for value in card.values.values()} == {("CPU", "fp32", False)}
+    before = card.model_dump(mode="json")
+    for value in before["values"].values():
+        for name in ("device", "precision", "tf32"):
+            del value[name]
+    (tmp_path / "evaluation.json").write_text(json.dumps(before))
+    evaluate(trained["vae"], digits, ["val_mse"], images=10, split="test").write(tmp_path)
+    kept = EvaluationCard.model_validate_json((tmp_path / "evaluation.json").read_text()).values
+    assert {(value.device, value.split) for value in kept.values()} == {(None, "validation"), ("CPU", "test")}
+
+
+def test_a_model_is_judged_in_exact_float32_and_the_settings_come_back(
+    trained: dict[str, TrainedModel], digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    decode = trained["ae"].model.decode
+
+    def watched(latents: Tensor) -> Tensor:
+        seen.add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.is_grad_enabled()))
+        return decode(latents)
+
+    monkeypatch.setattr(trained["ae"].model, "decode", watched)
+    before = torch.backends.cudnn.allow_tf32
+    evaluate(trained["ae"], digits, ["val_mse", "val_ssim"], images=50)
+    assert seen == {("highest", False, False)}
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -129,6 +130,43 @@ def test_what_would_take_minutes_is_left_out_with_what_has_it(
     assert card.left_out["val_linear_probe"].endswith("--metrics linear_probe has it")
     assert card.left_out["val_nearest_mse"].endswith("--metrics nearest_mse,nearest_ssim has it")
     assert not {"val_linear_probe", "val_nearest_mse", "val_nearest_ssim"} & set(card.values)
+
+
+COMMANDS = {
+    "evaluate": "evaluate vae --metrics mse --images 20",
+    "compare": "compare vae gan --metrics frechet --images 20",
+    "score": "score vae",
+    "encode": "encode vae",
+    "decode": "decode vae latents.npz -o decoded.npz",
+    "sample": "sample vae -n 3",
+    "map": "map vae --images 20",
+    "interpolate": "interpolate vae --rows 1",
+    "reconstruct": "reconstruct vae -n 3",
+    "restore": "restore noisy --data damaged -o restored",
+}
+"""All that run a trained model."""
+
+
+def test_every_command_runs_on_the_device_that_is_named(trained: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    Path("damaged").mkdir()
+    Image.new("L", (8, 8)).save("damaged/one.png")
+    for command in COMMANDS.values():
+        compared(trained, f"{command} --device cpu")
+        shutil.rmtree("restored", ignore_errors=True)
+        refused = trained.invoke(app, [*command.split(), "--device", "cuda:1"])
+        assert refused.exit_code == 2
+        assert "--device cuda:1: CUDA finds no GPU on this machine; use --device auto or cpu" in refused.stderr
+    options = {name: {each.name for each in typer.main.get_command(app).commands[name].params} for name in COMMANDS}
+    assert all("device" in found for found in options.values())
+
+
+def test_a_gpu_is_named_under_the_values_that_were_found_on_it(trained: CliRunner) -> None:
+    card = EvaluationCard.model_validate(judged(trained, "evaluate vae --metrics mse,frechet --images 20"))
+    assert "TF32" not in cards.card_subject(card)
+    found = {name: value.model_copy(update={"device": "NVIDIA H200"}) for name, value in card.values.items()}
+    said = cards.card_subject(card.model_copy(update={"values": found}))
+    assert said.endswith("; on NVIDIA H200 in fp32 without TF32")
 
 
 def test_names_may_lack_their_prefix_and_order_and_network_are_kept(trained: CliRunner) -> None:
