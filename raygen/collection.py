@@ -7,7 +7,7 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from raygen import corruption, data, interruption, metrics, models
+from raygen import device as devices
 from raygen.errors import RunInterruptedError
+from raygen.metrics import HeldOut
 from raygen.models._base import ImageShape, Model
 from raygen.record import ranking
 from raygen.record.attempt import Attempt
@@ -25,6 +27,7 @@ from raygen.record.run import METRICS, PICTURE, SPEC, WEIGHTS
 from raygen.record.view import Trial, View
 from raygen.spec import TuneSpec
 from raygen.training import checkpoint, drawing
+from raygen.training.distributed import CPU
 from raygen.training.evaluation import evaluate
 
 
@@ -46,36 +49,70 @@ class _Configuration:
     fresh: list[float]
 
 
-def collect_best(attempt: Attempt) -> None:
+Judging = Callable[[Trial, HeldOut], Judged]
+"""Tells the metrics of a trial's best weights on all images of a part."""
+
+
+class Examiner:
+    """Judges the best weights of checkpoints in this process, on all images of a held-out part."""
+
+    def __init__(self, dataset: data.Dataset) -> None:
+        self._dataset = dataset
+        self._images: dict[HeldOut, Tensor] = {}
+
+    def judged(self, trial: Trial, content: bytes, part: HeldOut, device: torch.device) -> Judged:
+        """What a trial's checkpoint of this content comes to on a device.
+
+        Raises CheckpointError if it is damaged, OutOfMemoryError if a GPU's memory is too little.
+        """
+        if part not in self._images:
+            # One tensor, whose features are found once for all models.
+            self._images[part] = self._dataset.part(part).images.to(torch.float32).div_(255)
+        images, spec = self._images[part], trial.spec()
+        inputs = corruption.corrupted_for_judging(spec.data, images, spec.evaluation.seed)
+        model = _best_model(trial, content, ImageShape(*images.shape[1:]))
+        with devices.explained(device):
+            values = evaluate(model.to(device), images, spec.evaluation, inputs=inputs)
+        return Judged(images=len(images), metrics={metrics.reported(name, part): values[name] for name in values})
+
+
+def collect_best(attempt: Attempt, elsewhere: Judging | None = None) -> None:
     """Keep the best models of the k best trials: spec, weights, metrics and a picture of each.
 
     The k best by what their epochs showed are judged once more, on all validation images, and ranked by that: by the
     mean over fresh seeds if they were run on some, as the seed that they were found with is a lucky one. The model is
     that of the best seed. The very best, its fresh seeds and a search's defaults are then judged on all test images.
     What counts is what the checkpoints hold: a trial whose process was lost may have reported more than it saved.
+    They are judged `elsewhere`, if there is something that does, else here on the CPU.
 
     A person who stops a run waits for it to end: then the values of its epochs have to do. Raises RunInterruptedError
     if a stop comes before the images are read.
     """
     with interruption.heeding(attempt.has_heard_stop):
-        _collect(attempt, in_full=not attempt.should_stop())
+        _collect(attempt, elsewhere, in_full=not attempt.should_stop())
 
 
-def _collect(attempt: Attempt, *, in_full: bool) -> None:
+def _collect(attempt: Attempt, elsewhere: Judging | None, *, in_full: bool) -> None:
     view, best = _best(attempt)
     if not best:
         return
     dataset = data.load(view.spec().data, attempt.images(view))
-    validation = _as_floats(dataset.validation) if in_full else None
+    judging = (elsewhere or _here(attempt, dataset)) if in_full else None
     try:
-        judged = _ranked(attempt, view, best, dataset, validation)
+        judged = _ranked(attempt, view, best, dataset, judging)
     except RunInterruptedError:
-        validation, judged = None, _ranked(attempt, view, best, dataset, None)
-    if validation is not None and dataset.test is not None:
+        judging, judged = None, _ranked(attempt, view, best, dataset, None)
+    if judging is not None and dataset.test is not None:
         with contextlib.suppress(RunInterruptedError):
-            _test(attempt, view, judged[0], validation, _as_floats(dataset.test))
+            _test(attempt, view, judged[0], judging)
     view = attempt.look()
     attempt.put_best([_kept(attempt, view, configuration, dataset) for configuration in judged])
+
+
+def _here(attempt: Attempt, dataset: data.Dataset) -> Judging:
+    """Judges in this process, which has no GPU of its own."""
+    examiner = Examiner(dataset)
+    return lambda trial, part: examiner.judged(trial, attempt.checkpoint(trial), part, CPU)
 
 
 def _best(attempt: Attempt) -> tuple[View, list[Trial]]:
@@ -99,21 +136,16 @@ def _best(attempt: Attempt) -> tuple[View, list[Trial]]:
 
 
 def _ranked(
-    attempt: Attempt, view: View, trials: Sequence[Trial], dataset: data.Dataset, validation: Tensor | None
+    attempt: Attempt, view: View, trials: Sequence[Trial], dataset: data.Dataset, judging: Judging | None
 ) -> list[_Configuration]:
     """The trials' configurations, the best first, by all validation images; None: by what their epochs showed."""
-    judged = [_judged(attempt, view, trial, dataset, validation) for trial in trials]
+    judged = [_judged(attempt, view, trial, dataset, judging) for trial in trials]
     has_fresh = any(configuration.fresh for configuration in judged)
     return sorted(judged, key=lambda configuration: _rank(view, configuration, has_fresh=has_fresh))
 
 
-def _as_floats(part: data.Part) -> Tensor:
-    """All images of a part, [N, C, H, W] in [0, 1]: one tensor, whose features are found once for all models."""
-    return part.images.to(torch.float32).div_(255)
-
-
 def _judged(
-    attempt: Attempt, view: View, original: Trial, dataset: data.Dataset, validation: Tensor | None
+    attempt: Attempt, view: View, original: Trial, dataset: data.Dataset, judging: Judging | None
 ) -> _Configuration:
     """Judge all checkpoints of one configuration on all validation images; None: take what their epochs showed."""
     candidates = []
@@ -121,12 +153,12 @@ def _judged(
         saved = trial.saved_best
         if saved is None:
             continue
-        if validation is None:
+        if judging is None:
             judged = Judged(
                 images=min(trial.spec().evaluation.images, len(dataset.validation.images)), metrics=saved.metrics
             )
         else:
-            judged = _judged_on(attempt, validation, trial)
+            judged = judging(trial, "validation")
             attempt.record_judgement(trial.number, Judgement(epoch=saved.epoch, validation=judged))
         candidates.append(_Candidate(trial=trial, saved=saved, validation=judged))
     return _Configuration(
@@ -138,24 +170,16 @@ def _judged(
     )
 
 
-def _judged_on(attempt: Attempt, images: Tensor, trial: Trial) -> Judged:
-    """The metrics of a trial's best weights on images [N, C, H, W] in [0, 1]."""
-    spec = trial.spec()
-    model = _best_model(attempt, trial, ImageShape(*images.shape[1:]))
-    inputs = corruption.corrupted_for_judging(spec.data, images, spec.evaluation.seed)
-    return Judged(images=len(images), metrics=evaluate(model, images, spec.evaluation, inputs=inputs))
-
-
-def _best_model(attempt: Attempt, trial: Trial, shape: ImageShape) -> Model:
-    """The model with the best weights in a trial's checkpoint, in evaluation mode."""
+def _best_model(trial: Trial, content: bytes, shape: ImageShape) -> Model:
+    """The model with the best weights in a trial's checkpoint of this content, in evaluation mode."""
     spec = trial.spec()
     model = models.find(spec.model.name)(spec.model, shape)
     with checkpoint.explained(f"cannot read the checkpoint {trial.progress.checkpoint} of trial {trial.number}"):
-        model.load_state_dict(checkpoint.best_weights(attempt.checkpoint(trial)))
+        model.load_state_dict(checkpoint.best_weights(content))
     return model.eval().requires_grad_(False)
 
 
-def _test(attempt: Attempt, view: View, best: _Configuration, validation: Tensor, test: Tensor) -> None:
+def _test(attempt: Attempt, view: View, best: _Configuration, judging: Judging) -> None:
     """Judge the best, its fresh seeds and the defaults on the images of both held-out parts."""
     view = attempt.look()
     numbers = {best.best.trial.number, *(trial.number for trial in view.replicates(best.original))}
@@ -166,10 +190,8 @@ def _test(attempt: Attempt, view: View, best: _Configuration, validation: Tensor
         if saved is None:
             continue
         earlier = trial.judgement(saved.epoch)
-        validated = earlier.validation if earlier else _judged_on(attempt, validation, trial)
-        found = _judged_on(attempt, test, trial)
-        renamed = {metrics.reported(name, "test"): value for name, value in found.metrics.items()}
-        tested = Judged(images=found.images, metrics=renamed)
+        validated = earlier.validation if earlier else judging(trial, "validation")
+        tested = judging(trial, "test")
         attempt.record_judgement(number, Judgement(epoch=saved.epoch, validation=validated, test=tested))
 
 
@@ -209,7 +231,7 @@ def _kept(
         "can_sample": spec.model.prior_name is not None,
         "train_s": trial.train_s(saved.epoch),
     }
-    model = _best_model(attempt, trial, ImageShape(*dataset.shape))
+    model = _best_model(trial, attempt.checkpoint(trial), ImageShape(*dataset.shape))
     picture = io.BytesIO()
     drawing.picture(model, dataset.validation.images, spec).save(picture, format="PNG")
     files = {

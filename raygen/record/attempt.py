@@ -12,10 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raygen.data.stored import InStorage
-from raygen.errors import Cause, CheckpointError, StorageError
+from raygen.errors import Cause, StorageError
 from raygen.progress import in_lines
 from raygen.record import layout, ranking
-from raygen.record.checkpoints import newest_readable
+from raygen.record.checkpoints import newest, newest_readable
 from raygen.record.courier import Courier
 from raygen.record.documents import (
     ENDED,
@@ -211,11 +211,7 @@ class Attempt:
 
     def checkpoint(self, trial: Trial) -> bytes:
         """The newest checkpoint of a trial that has one; raises CheckpointError if it is gone."""
-        assert trial.progress.checkpoint is not None
-        content = self._storage.get(trial.progress.checkpoint)
-        if content is None:
-            raise CheckpointError(f"the checkpoint {trial.progress.checkpoint} of trial {trial.number} is gone")
-        return content
+        return newest(self._storage, trial.number, trial.progress)
 
     def settle_checkpoint(self, trial: Trial) -> str:
         """Let the newest checkpoint that is whole count for a trial that has ended.

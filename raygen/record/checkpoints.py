@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from pathlib import Path
 
+from raygen.errors import CheckpointError
 from raygen.record.documents import Progress
 from raygen.storage import Storage
 
@@ -18,6 +19,15 @@ def checksum(path: Path) -> int:
         while chunk := file.read(CHUNK_BYTES):
             value = zlib.crc32(chunk, value)
     return value
+
+
+def newest(storage: Storage, trial: int, progress: Progress) -> bytes:
+    """The newest checkpoint of a trial that has one; raises CheckpointError if it is gone."""
+    assert progress.checkpoint is not None
+    content = storage.get(progress.checkpoint)
+    if content is None:
+        raise CheckpointError(f"the checkpoint {progress.checkpoint} of trial {trial} is gone")
+    return content
 
 
 def newest_readable(storage: Storage, progress: Progress) -> tuple[Progress, bytes | None]:
