@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygen import machine, processes
 from raygen.capacity import Capacity
-from raygen.cluster import background, session
+from raygen.cluster import background, gpus, session
 from raygen.cluster.session import LOCALHOST
 from raygen.errors import ServiceError
 from raygen.files import replacing
@@ -165,6 +165,8 @@ class Head:
             *("--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={ray_folder}"),
         ]
         environment = {"RAY_ROTATION_MAX_BYTES": str(LOG_BYTES), **self.environment()}
+        if capacity.gpus:
+            environment |= gpus.variables_for_head(gpus.here())
         log_began = background.size(self.log)
         process = background.start(command, log=self.log, folder=self._folder, environment=environment)
         try:

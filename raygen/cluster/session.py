@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
-from itertools import takewhile
 from urllib.parse import urlsplit
 
 import psutil
 
 from raygen.capacity import Capacity
-from raygen.errors import ResourceError, ServiceError
+from raygen.cluster import gpus
+from raygen.errors import ResourceError
 
 LOCALHOST = "127.0.0.1"
 
@@ -139,57 +137,8 @@ def cluster_name(address: str | None) -> str:
 
 
 def local_capacity() -> Capacity:
-    """What this machine has for programs."""
+    """What this machine has for programs; raises ServiceError if its GPUs cannot be counted."""
     # Slow to import, and not needed where a dispatcher has said what there is.
     import joblib
 
-    return Capacity.of_machine(gpus=_local_gpus(), cpus=joblib.cpu_count(), where="this machine")
-
-
-def _local_gpus() -> int:
-    """GPUs that programs on this machine may use, counted without starting CUDA.
-
-    Raises ServiceError if the driver is there and cannot say.
-    """
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return 0
-    try:
-        uuids = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            with suppress(pynvml.NVMLError):  # one that was lost, which CUDA leaves out too
-                uuids.append(str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index))))
-    except pynvml.NVMLError as error:
-        raise ServiceError(f"the GPUs of this machine cannot be counted: {error} (see nvidia-smi)") from error
-    finally:
-        pynvml.nvmlShutdown()
-    return visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)
-
-
-def visible_gpus(variable: str | None, uuids: Sequence[str]) -> int:
-    """How many of a machine's GPUs CUDA_VISIBLE_DEVICES leaves to a program, as CUDA and torch read it.
-
-    It names them by number, by UUID or the beginning of one, or parts of them by MIG-…, all as the first.
-    What names no GPU ends the list; one that is named twice leaves no GPU at all.
-    """
-    if variable is None:
-        return len(uuids)
-    form = next((prefix for prefix in ("GPU-", "MIG-") if variable.startswith(prefix)), "[+]?[0-9]+")
-    parts = takewhile(lambda part: re.match(form, part), (part.strip() for part in variable.split(",")))
-    devices = [(part, _device(part, uuids)) for part in parts]
-    if len({device or part for part, device in devices}) < len(devices):
-        return 0
-    return len(list(takewhile(lambda each: each[1] is not None, devices)))
-
-
-def _device(name: str, uuids: Sequence[str]) -> str | None:
-    """What a part of CUDA_VISIBLE_DEVICES names: one GPU by its UUID, or a part of one; None if there is none such."""
-    if name.startswith("MIG-"):
-        return name if uuids else None
-    if number := re.match("[+]?([0-9]+)", name):
-        return uuids[int(number[1])] if int(number[1]) < len(uuids) else None
-    named = [uuid for uuid in uuids if uuid.startswith(name)]
-    return named[0] if len(named) == 1 else None
+    return Capacity.of_machine(gpus=len(gpus.here()), cpus=joblib.cpu_count(), where="this machine")

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pynvml
 import pytest
 
 from raygen import machine
 from raygen.capacity import Capacity
-from raygen.cluster import background, local, session
+from raygen.cluster import background, gpus, local, session
 from raygen.cluster import head as heads_module
 from raygen.cluster.head import Head
 from raygen.cluster.local import LocalCluster
@@ -287,6 +286,32 @@ def test_a_log_that_cannot_be_written_keeps_nothing_from_running(head: Head, ray
     assert head.ensure(CAPACITY)
 
 
+@pytest.mark.parametrize(
+    ("capacity", "named"),
+    [
+        (Capacity.of_machine(gpus=2, cpus=2, where="here"), "GPU-a,MIG-b shared=0"),
+        (CAPACITY, "none"),
+    ],
+)
+def test_a_head_is_told_which_mig_devices_there_are(
+    head: Head, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, capacity: Capacity, named: str
+) -> None:
+    """They have no numbers, which Ray would hand out."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = [gpus.Gpu(uuid=uuid, memory_bytes=2**30) for uuid in ("GPU-a", "MIG-b")]
+    monkeypatch.setattr(gpus, "here", lambda: found)
+    ray.does(
+        """
+        import os, sys
+        shared = os.environ.get("TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES")
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+        sys.exit(f"{devices} shared={shared}" if devices else "none")
+        """
+    )
+    with pytest.raises(ServiceError, match=f"on this machine: {named} "):
+        head.ensure(capacity)
+
+
 class Clock:
     """A clock that the test sets, for one module."""
 
@@ -405,18 +430,6 @@ def test_nothing_that_cannot_be_read_now_raises_out_of_a_look(
             assert "Stale file handle" in problem_of(cluster)
     assert ray.starts == 0, "a head may run of which nothing can be read"
     assert cluster.capacity() == CAPACITY
-
-
-def test_a_driver_of_gpus_that_cannot_say_how_many_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
-    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
-
-    def fails() -> int:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
-
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", fails)
-    with pytest.raises(ServiceError, match="the GPUs of this machine cannot be counted: Unknown Error"):
-        session.local_capacity()
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b'{"gpus": 0}', b'{"gpus": -1, "cpus": 1}', b"\xff"])

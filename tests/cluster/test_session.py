@@ -1,4 +1,4 @@
-"""What a head on this machine is started with, how clusters are named, and what a machine has."""
+"""What a head on this machine is started with, and how clusters are named."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 import requests
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from raygen.cluster import session
 from raygen.cluster.head import Head
-from raygen.cluster.session import ENVIRONMENT, cluster_name, dashboard_address, passed, visible_gpus
+from raygen.cluster.session import ENVIRONMENT, cluster_name, dashboard_address, passed
 from raygen.errors import ResourceError
 
 
@@ -134,52 +131,3 @@ def test_what_gives_access_is_no_part_of_an_address_and_is_not_shown(address: st
 def test_what_is_no_dashboard_is_refused(address: str) -> None:
     with pytest.raises(ResourceError, match="is not the address of a Ray dashboard; write http://HOST:8265"):
         dashboard_address(address)
-
-
-UUIDS = [f"GPU-{beginning}-0000-0000-0000-000000000000" for beginning in ("1a", "1b", "2c")]
-
-COUNTED = {
-    "": 0,
-    "-1": 0,
-    "NoDevFiles": 0,
-    "none": 0,
-    "0": 1,
-    "0,1": 2,
-    " 2 , 0 ": 2,
-    "0,1,2,3": 3,
-    "3,0": 0,
-    "0,-1,1": 1,
-    "0,,1": 1,
-    "0,0": 0,
-    UUIDS[2]: 1,
-    f"{UUIDS[0]},{UUIDS[1]}": 2,
-    "GPU-2": 1,
-    "GPU-1": 0,
-    "GPU-2,GPU-9,GPU-1a": 1,
-    "GPU-2,0": 1,
-    "0,GPU-2": 1,
-    "MIG-a": 1,
-    "MIG-a,MIG-b": 2,
-}
-
-
-@pytest.mark.parametrize("variable", COUNTED)
-def test_gpus_are_counted_as_cuda_does(variable: str) -> None:
-    assert visible_gpus(variable, UUIDS) == COUNTED[variable]
-    assert visible_gpus(variable, []) == 0
-
-
-def test_all_gpus_count_where_none_is_named() -> None:
-    assert visible_gpus(None, UUIDS) == 3
-
-
-FORMS = ["0", "1", "2", "3", "-1", "", " 1", "+1", "1x", "x", "GPU-1a", "GPU-1", "GPU-2c", "GPU-9", "GPU-"]
-
-
-@given(st.lists(st.sampled_from(FORMS), max_size=4).map(",".join))
-def test_gpus_are_counted_as_torch_does(variable: str) -> None:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("CUDA_VISIBLE_DEVICES", variable)
-        patched.setattr(torch.cuda, "_raw_device_count_nvml", lambda: len(UUIDS))
-        patched.setattr(torch.cuda, "_raw_device_uuid_nvml", lambda: UUIDS)
-        assert visible_gpus(variable, UUIDS) == torch.cuda._device_count_nvml()
