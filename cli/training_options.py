@@ -105,7 +105,14 @@ Workers = Annotated[
         rich_help_panel=_DEVICES,
     ),
 ]
-GpusPerTrial = Annotated[float | None, typer.Option(help="Below 1, trials share a GPU.", rich_help_panel=_DEVICES)]
+GpusPerTrial = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="Below 1, trials share a GPU; auto measures how many are best.",
+        rich_help_panel=_DEVICES,
+    ),
+]
 CpusPerTrial = Annotated[int | None, typer.Option(help="CPU cores of each trial.", rich_help_panel=_DEVICES)]
 PATHS = {
     "data": "data.source",

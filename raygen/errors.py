@@ -15,6 +15,7 @@ RaygenError                    1   anything below
 │   ├── UnhealthyError             it learns nothing any more, though its losses are finite
 │   └── OutOfMemoryError           the device or the machine has too little memory for it
 ├── ProcessLostError           1   processes of a training were lost, more often than they are replaced
+├── RehearsalError             1   trainings that were to be measured, before a search, how many share a GPU
 ├── CheckpointError            1   a checkpoint, or another file of a run, that cannot be written or read
 ├── StorageError               1   the storage cannot be written or read
 │   └── StorageSilentError         it has not answered yet, and may be there
@@ -175,6 +176,10 @@ class ProcessLostError(RaygenError):
     """Processes of a training were lost, more often than they are replaced."""
 
     cause = "lost"
+
+
+class RehearsalError(RaygenError):
+    """Short trainings, by which it was to be measured how many share a GPU, failed: the message says how."""
 
 
 class CheckpointError(RaygenError):

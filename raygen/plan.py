@@ -5,12 +5,16 @@ Every process of a plan fits some node, so what a plan claims can be placed on t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from raygen.capacity import ROUNDING, Capacity, Devices, count
 from raygen.errors import ResourceError
 from raygen.spec import Resources
+
+RAY_PARTS = 10_000
+"""Into so many parts Ray divides a GPU."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,9 @@ def plan_search(resources: Resources, capacity: Capacity, *, trials: int) -> Pla
     if gpus:
         return _plan_gpu_search(resources, capacity, gpus=gpus, trials=trials)
     if resources.gpus_per_trial is not None:
-        raise ResourceError(f"--gpus-per-trial {resources.gpus_per_trial:g} needs a GPU: {capacity}; leave it out")
+        share = resources.gpus_per_trial
+        typed = share if share == "auto" else f"{share:g}"
+        raise ResourceError(f"--gpus-per-trial {typed} needs a GPU: {capacity}; leave it out")
     workers = resources.most_workers or 1
     each = Devices(0, _cores_of_trial(resources, workers) // workers)
     room = _check_room(each, workers, capacity, resources, option="--workers")
@@ -103,7 +109,7 @@ def plan_search(resources: Resources, capacity: Capacity, *, trials: int) -> Pla
 
 
 def _plan_gpu_search(resources: Resources, capacity: Capacity, *, gpus: int, trials: int) -> Plan:
-    per_trial = resources.gpus_per_trial or resources.most_workers or 1
+    per_trial = _gpus_per_trial(resources)
     option = "--workers" if resources.gpus_per_trial is None else "--gpus-per-trial"
     workers = _workers_of_gpus(resources, per_trial, gpus, option)
     share = per_trial / workers
@@ -116,6 +122,38 @@ def _plan_gpu_search(resources: Resources, capacity: Capacity, *, gpus: int, tri
     each = Devices(share, cpus)
     room = min(_check_room(each, workers, capacity, resources, option=option), wanted)
     return Plan(room // workers, workers, share, cpus, resources.elastic_from)
+
+
+def _gpus_per_trial(resources: Resources) -> float:
+    """The GPUs that the devices of a search are counted by; raises ResourceError for what does not go with auto."""
+    if resources.gpus_per_trial != "auto":
+        return resources.gpus_per_trial or resources.most_workers or 1
+    if resources.most_workers not in (None, 1):
+        raise ResourceError(
+            "--workers goes with trials that have GPUs of their own, and with --gpus-per-trial auto they share one; "
+            "type --workers 1"
+        )
+    if resources.cpus_per_trial is not None:
+        raise ResourceError(
+            "with --gpus-per-trial auto the trials on a GPU share its CPU cores; leave out --cpus-per-trial"
+        )
+    return 1
+
+
+def packed(plan: Plan, at_once: int, *, trials: int) -> Plan:
+    """The plan of trials with a GPU each, on the same devices, with as many on each GPU at once, if so many are left.
+
+    Every process keeps a CPU core.
+    """
+    at_once = max(min(at_once, plan.cpus_per_worker, math.ceil(trials / plan.concurrent)), 1)
+    # Ray counts in ten-thousandths of a GPU, and so many must fit into one.
+    share = math.floor(RAY_PARTS / at_once) / RAY_PARTS
+    return replace(
+        plan,
+        concurrent=max(min(plan.concurrent * at_once, trials), 1),
+        gpus_per_worker=share,
+        cpus_per_worker=plan.cpus_per_worker // at_once,
+    )
 
 
 def _workers_of_gpus(resources: Resources, per_trial: float, gpus: int, option: str) -> int:

@@ -61,6 +61,9 @@ def refusal(capacity: Capacity, **wanted: Any) -> str:
         (machine(gpus=2), {"gpus_per_trial": 0.4}, Plan(4, 1, 0.4, 2)),
         (machine(gpus=1), {"gpus_per_trial": 0.25}, Plan(4, 1, 0.25, 2)),
         (machine(gpus=1), {"gpus_per_trial": 0.75}, Plan(1, 1, 0.75, 8)),
+        # Whole GPUs with all their cores, which the trials will share, however many on each.
+        (machine(gpus=4), {"gpus_per_trial": "auto"}, Plan(4, 1, 1, 2)),
+        (machine(gpus=4), {"gpus_per_trial": "auto", "gpus": 2, "workers": 1}, Plan(2, 1, 1, 2)),
         # Where GPUs would hold more trials than there are CPU cores for their processes, the cores decide.
         (machine(gpus=8, cpus=4), {}, Plan(4, 1, 1, 1)),
         (machine(gpus=1, cpus=2), {"gpus_per_trial": 0.1}, Plan(2, 1, 0.1, 1)),
@@ -82,6 +85,9 @@ def test_no_more_at_once_than_there_are_trials() -> None:
         (machine(), {"gpus": 4}, "has 0 GPUs and 8 CPU cores", "leave out --gpus"),
         (machine(), {"cpus": 9}, "has 0 GPUs and 8 CPU cores", "type --cpus 8"),
         (machine(), {"gpus_per_trial": 0.5}, "has 0 GPUs and 8 CPU cores", "leave it out"),
+        (machine(), {"gpus_per_trial": "auto"}, "--gpus-per-trial auto needs a GPU", "leave it out"),
+        (machine(gpus=2), {"gpus_per_trial": "auto", "workers": 2}, "they share one", "type --workers 1"),
+        (machine(gpus=2), {"gpus_per_trial": "auto", "cpus_per_trial": 2}, "share its", "leave out --cpus-per-trial"),
         (machine(gpus=2), {"gpus_per_trial": 3}, "2 GPUs", "type --gpus-per-trial 2"),
         (machine(gpus=4), {"gpus": 2, "workers": 3}, "2 GPUs", "type --workers 2"),
         (machine(gpus=4), {"gpus_per_trial": 1.5}, "whole number", "type --gpus-per-trial 1"),
@@ -127,6 +133,7 @@ def test_what_a_training_occupies(capacity: Capacity, wanted: dict[str, Any], pl
         ({"gpus": 0, "cpus": 2, "workers": 3}, "of which --cpus allows 2; type --workers 2"),
         ({"gpus": 9}, "type --gpus 4"),
         ({"gpus_per_trial": 1}, "a training takes --gpus, --cpus"),
+        ({"gpus_per_trial": "auto"}, "a training takes --gpus, --cpus"),
         ({"cpus_per_trial": 1}, "a training takes --gpus, --cpus"),
     ],
 )

@@ -408,3 +408,16 @@ for listed in (models, metrics, data, space):
     check(f"{listed.__name__}.names()")
 """
     subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+
+
+@pytest.mark.parametrize(("typed", "share"), [("auto", "auto"), ("0.5", 0.5), (2, 2.0), (None, None)])
+def test_a_trials_gpus_are_a_number_or_measured(typed: Any, share: float | str | None) -> None:
+    assert resources({"resources.gpus_per_trial": typed}).gpus_per_trial == share
+
+
+@pytest.mark.parametrize("typed", ["0", "-1", "nan", "inf", "all", "", [1], True])
+def test_a_trials_gpus_are_nothing_else(typed: Any) -> None:
+    with pytest.raises(
+        SpecError, match=r"gpus_per_trial: .*write a number of GPUs above 0, such as 0.5 or 2, or auto"
+    ):
+        resources({"resources.gpus_per_trial": typed})

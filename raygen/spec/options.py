@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -91,11 +92,26 @@ class Resources(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     gpus: int | None = Field(None, ge=0, description="GPUs in all; none: all there are")
     cpus: int | None = Field(None, ge=1, description="CPU cores in all; none: all there are")
-    gpus_per_trial: float | None = Field(None, gt=0, description="below 1: trials share a GPU")
+    gpus_per_trial: float | Literal["auto"] | None = Field(
+        None, description="below 1: trials share a GPU; auto: as many as is measured to be best"
+    )
     cpus_per_trial: int | None = Field(None, ge=1, description="CPU cores for each trial")
     workers: int | tuple[int, int] | None = Field(
         None, description="processes that share each training; 1-4: at least 1, as many as there are nodes for"
     )
+
+    @field_validator("gpus_per_trial", mode="before")
+    @classmethod
+    def _read_share(cls, gpus: Any) -> Any:
+        if gpus is None or gpus == "auto":
+            return gpus
+        try:
+            share = 0.0 if isinstance(gpus, bool) else float(gpus)
+        except (TypeError, ValueError):
+            share = 0.0
+        if not 0 < share < math.inf:
+            raise ValueError("write a number of GPUs above 0, such as 0.5 or 2, or auto")
+        return share
 
     @field_validator("workers", mode="before")
     @classmethod
