@@ -68,6 +68,8 @@ def show(
     console.say(console.text(f"{report.address}: ", title))
     if found.job is not None and found.job.time_limit_s is not None:
         console.say(job_tables.time_limit(found.job, site.time_left_s([found.job])[found.job.id]))
+    if report.packing:
+        console.say(report.packing)
     follow.show_report(report, output=output)
     if insight:
         console.show("")

@@ -34,10 +34,11 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How many trials share a GPU, and a sentence about why."""
+    """How many trials share a GPU, and a sentence about why; 1 without having been measured if that failed."""
 
     at_once: int
     why: str
+    was_measured: bool
 
 
 def choose(measure: Callable[[int], Measured], *, most: int, growth: float) -> Packing:
@@ -66,10 +67,16 @@ def choose(measure: Callable[[int], Measured], *, most: int, growth: float) -> P
             end = f"{number} would not fit: each holds {in_words(held)} of {in_words(room)}"
             break
     if not found:
-        return Packing(at_once=1, why=f"1 trial on each GPU: how fast it is could not be measured, as {end}")
+        return unmeasured(end)
     best = max(each.images_per_s for each in found.values())
     chosen = next(number for number, each in found.items() if each.images_per_s >= ENOUGH * best)
-    return Packing(at_once=chosen, why=_why(chosen, found, end))
+    return Packing(at_once=chosen, why=_why(chosen, found, end), was_measured=True)
+
+
+def unmeasured(problem: str) -> Packing:
+    """What is chosen if nothing could be measured because of this problem."""
+    why = f"1 trial on each GPU, as it could not be measured how many are best: {problem}"
+    return Packing(at_once=1, why=why, was_measured=False)
 
 
 def _why(chosen: int, found: dict[int, Measured], end: str) -> str:

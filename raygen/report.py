@@ -68,6 +68,11 @@ class Report:
         return self.view.can_sample
 
     @property
+    def packing(self) -> str:
+        """How many trials share a GPU and why, if that was measured; else nothing."""
+        return self.view.packing.why if self.view.packing else ""
+
+    @property
     def tested(self) -> Mapping[str, Any] | None:
         """What the best came to on all test images; None if nothing was tested."""
         return summary.tested(self.view)

@@ -60,7 +60,8 @@ def test_a_trial_that_could_not_be_measured_has_a_gpu_of_its_own() -> None:
 
     chosen = choose(measure, most=16, growth=1)
     assert chosen.at_once == 1
-    assert chosen.why.endswith("could not be measured, as 1 at once failed: no such device")
+    assert not chosen.was_measured
+    assert chosen.why.endswith("could not be measured how many are best: 1 at once failed: no such device")
 
 
 def test_those_that_failed_together_are_not_chosen() -> None:

@@ -21,7 +21,7 @@ from filelock import Timeout
 from ray.exceptions import RayError
 from ray.tune import TuneError
 
-from raygen.cluster import judging, log
+from raygen.cluster import gpu_sharing, judging, log
 from raygen.cluster.session_logs import SessionLogs
 from raygen.cluster.tune import lost_trials, run_trials
 from raygen.collection import collect_best
@@ -96,7 +96,8 @@ def _work(attempt: Attempt) -> None:
     with _joined(view.plan):
         # Only now: Ray has put its own answer to SIGTERM in the place of any other.
         _stop_on_signals(attempt)
-        run_trials(attempt, view.spec(), view.plan)
+        spec = view.spec()
+        run_trials(attempt, spec, gpu_sharing.shared(attempt, view, spec, device="cuda"))
         with judging.on_devices(attempt, view.plan) as elsewhere:
             collect_best(attempt, elsewhere)
         conclude(attempt)

@@ -22,6 +22,7 @@ from raygen.record.documents import (
     ON_REQUEST,
     AttemptDocument,
     Judgement,
+    PackingDocument,
     Progress,
     Result,
     RunState,
@@ -147,6 +148,10 @@ class Attempt:
     def ask_to_stop(self) -> None:
         """Let every trial end at its next sync, keeping what was trained; may be called by a signal's handler."""
         self._wants_stop = True
+
+    def keep_packing(self, at_once: int, why: str) -> None:
+        """Write down for later attempts how many trials share a GPU, unless it is known already."""
+        self._storage.create(self._reader.keys.packing, dump(PackingDocument(at_once=at_once, why=why)))
 
     def place(self, trial: int) -> TrialPlace:
         """Where a trial's processes find it."""

@@ -10,6 +10,7 @@ a request          asks for nothing, but keeps its number
 an attempt         has not begun, and never will
 a status           is not known: the attempt's process tells whether it runs
 a result           is not there; an attempt that says that it has finished is to end again
+a packing          is measured again
 a trial            was not made
 a start's progress the start before it counts, or what the attempt found (`newest_whole`)
 a checkpoint       the one before it counts, or the trial begins anew (checkpoints.py)
@@ -71,6 +72,13 @@ class RequestDocument(Document):
 
     reopens: bool
     spec: SpecJson | None = None
+
+
+class PackingDocument(Document):
+    """How many trials share a GPU, as an attempt has measured it for all that follow, and a sentence about why."""
+
+    at_once: Annotated[Count, Field(ge=1)]
+    why: str
 
 
 class TrialDocument(Document):

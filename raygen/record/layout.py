@@ -2,6 +2,7 @@
 
 RUN/run.json                            what was asked
 RUN/warm_start.safetensors              the weights that its training begins with, if its spec says so
+RUN/packing.json                        how many trials share a GPU, by what was measured
 RUN/requests/0001.json                  what was asked of it later
 RUN/stops/0003                          attempt 3 is to stop, and why
 RUN/stops/0003-005-0002                 of that attempt, the second start of trial 5 alone is
@@ -50,6 +51,11 @@ class RunKeys:
     def warm_start(self) -> str:
         """The weights that its training begins with."""
         return f"{self.name}/warm_start.safetensors"
+
+    @property
+    def packing(self) -> str:
+        """How many trials share a GPU."""
+        return f"{self.name}/packing.json"
 
     @property
     def lock(self) -> str:

@@ -16,6 +16,7 @@ from raygen.metrics import reported
 from raygen.record import layout
 from raygen.record.documents import (
     AttemptDocument,
+    PackingDocument,
     Progress,
     RequestDocument,
     Result,
@@ -83,6 +84,7 @@ class Reader:
             trials=tuple(trials),
             result=result,
             result_key=result_key,
+            packing=self._document(PackingDocument, self.keys.packing, listed),
         )
 
     def _newest_attempt(self, listed: Mapping[str, Entry]) -> tuple[int, AttemptDocument]:

@@ -24,6 +24,7 @@ def summary(view: View) -> dict[str, Any]:
         "trials": [vars(record) for record in ranking.records(view)],
         "best": list(view.best),
         "test": tested(view),
+        "packing": view.packing and {"at_once": view.packing.at_once, "why": view.packing.why},
     }
 
 

@@ -18,6 +18,7 @@ from raygen.record.documents import (
     STOPPED_EARLY,
     EpochRecord,
     Judgement,
+    PackingDocument,
     Progress,
     RequestDocument,
     Result,
@@ -158,7 +159,7 @@ class View:
     """A run at one look; `attempt` is the newest that has begun, 0 if none has.
 
     `result` is that of the newest attempt which has one, under `result_key`; `unanswered` are the last of all
-    `requests`, those that the attempt has not answered.
+    `requests`, those that the attempt has not answered. `packing` is how many trials share a GPU, if it was measured.
     """
 
     name: str
@@ -171,6 +172,7 @@ class View:
     trials: tuple[Trial, ...]
     result: Result | None
     result_key: str | None
+    packing: PackingDocument | None
 
     @property
     def kind(self) -> Literal["train", "tune"]:
