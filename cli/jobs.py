@@ -57,17 +57,22 @@ class Submission:
 
 
 def run(prepare: Callable[[], Prepared], submission: Submission, *, dry_run: bool, view: View) -> None:
-    """Prepare a job, print its plan, queue it and follow it to its end; or with `dry_run` only print plan and spec."""
+    """Prepare a job, print its plan, queue it and follow it to its end; or with `dry_run` only print plan and spec.
+
+    Whether the images find room on GPUs is part of a plan, so a dry run of a job on GPUs reads them too.
+    """
     site = submission.site
     with view.waiting("reading the spec"):
         prepared = prepare()
+    images_bytes = 0
+    if prepared.plan.gpus or not dry_run:
+        with view.waiting("reading the images"):
+            images_bytes = preparation.check_data(prepared)
     if dry_run:
-        view.say(*_plan(prepared, f"{site.address}/{submission.name or '…'}", submission.time_limit_s))
+        view.say(*_plan(prepared, f"{site.address}/{submission.name or '…'}", submission, images_bytes))
         plan, spec = prepared.plan.as_json(), prepared.spec.model_dump(mode="json")
         console.show_json({"plan": plan, "time_limit_s": submission.time_limit_s, "spec": spec})
         return
-    with view.waiting("reading the images"):
-        preparation.check_data(prepared)
     with progress.shown("sending images", quiet=view.quiet) as on_progress:
         job = site.submit(
             prepared,
@@ -78,7 +83,7 @@ def run(prepare: Callable[[], Prepared], submission: Submission, *, dry_run: boo
             time_limit_s=submission.time_limit_s,
             on_progress=on_progress,
         )
-    view.say(*_plan(prepared, site.run_of(job).address, submission.time_limit_s))
+    view.say(*_plan(prepared, site.run_of(job).address, submission, images_bytes))
     _follow(site, job, view)
 
 
@@ -149,7 +154,19 @@ def _follow(site: Site, job: Job, view: View) -> None:
         view.say(f"queued; `raygen watch {job.name}` follows it, `raygen cancel {job.name}` ends it")
 
 
-def _plan(prepared: Prepared, place: str, time_limit_s: float | None) -> tuple[str, ...]:
+def _plan(prepared: Prepared, place: str, submission: Submission, images_bytes: int) -> list[str]:
     spec = prepared.spec.model_dump(mode="json")
-    lines = render.plan_lines(prepared.kind, spec, prepared.plan, prepared.direction, place)
-    return lines if time_limit_s is None else (*lines, f"ends with a checkpoint after {limit_in_words(time_limit_s)}")
+    lines = [*render.plan_lines(prepared.kind, spec, prepared.plan, prepared.direction, place)]
+    if prepared.plan.gpus:
+        memory_bytes = _memory_bytes(submission.site)
+        lines.append(preparation.where_images_lie(prepared, images_bytes, memory_bytes=memory_bytes))
+    if submission.time_limit_s is not None:
+        lines.append(f"ends with a checkpoint after {limit_in_words(submission.time_limit_s)}")
+    return lines
+
+
+def _memory_bytes(site: Site) -> int | None:
+    """What the smallest GPU of this machine has, if jobs run on it; None if they go elsewhere."""
+    from raygen.cluster import gpus
+
+    return None if site.service.address is not None else gpus.smallest_memory_bytes(gpus.here())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from raygen.capacity import Capacity
 from raygen.errors import JobError, ResourceError, SpecError
 from raygen.plan import Plan, plan_search, plan_training
+from raygen.progress import in_words
 from raygen.queue.job import Job, JobState
 from raygen.record import ranking
 from raygen.record.view import View
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from raygen.data import Dataset
     from raygen.results import TrainedModel
     from raygen.spec import Resources, Settings, TrainSpec, TuneSpec
+
+IMAGES_PART = 0.5
+"""The part of a GPU's memory that images are expected to find beside a model that has not been measured yet."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,11 @@ def _planned(plan: Callable[[Capacity], Plan], capacity: Capacity) -> Plan:
             raise refusal from None
 
 
-def check_data(prepared: Prepared) -> None:
-    """Decode the images if that has not been done, and raise InputError where they do not suit the job."""
+def check_data(prepared: Prepared) -> int:
+    """Decode the images if that has not been done, and raise InputError where they do not suit the job.
+
+    Returns the bytes that the training images take.
+    """
     from raygen import data
 
     spec, plan = prepared.spec, prepared.plan
@@ -128,6 +135,24 @@ def check_data(prepared: Prepared) -> None:
         )
     if smallest < plan.workers:
         raise SpecError(f"training.batch_size: {smallest} images cannot be shared by {plan.workers} processes")
+    return dataset.train.images.nbytes
+
+
+def where_images_lie(prepared: Prepared, images_bytes: int, *, memory_bytes: int | None) -> str:
+    """Where the training images of a job on GPUs lie, in a line; `memory_bytes` is what the smallest of these has.
+
+    If that is known it says what is to be expected; which it is follows from what the model takes when it is trained.
+    """
+    images, wish = f"{in_words(images_bytes)} of training images", prepared.spec.training.images_on
+    if wish != "auto":
+        return f"{images} lie on the {'GPU' if wish == 'device' else 'host'}, as asked"
+    if memory_bytes is None:
+        return f"{images} lie on the GPU if they fit beside the model, else on the host"
+    own_bytes = int(memory_bytes * min(prepared.plan.gpus_per_worker, 1.0))
+    of_it = f"{in_words(own_bytes)} of GPU memory for each process"
+    if images_bytes <= IMAGES_PART * own_bytes:
+        return f"{images} lie on the GPU, with {of_it}"
+    return f"{images} are likely to stay on the host, with {of_it}"
 
 
 def extended(job: Job, view: View, *, trials: int | None = None, epochs: int | None = None) -> TuneSpec:

@@ -82,7 +82,7 @@ def test_a_search_over_larger_batches_leaves_room_for_them() -> None:
         measure, _ = device([1, 2, 4, 8, 16], bytes_each=GIB, room_bytes=11 * GIB)
         chosen = choose(measure, most=16, growth=growth)
         assert chosen.at_once == at_once
-        assert f"{2 * at_once} would not fit: each holds 1,073.7 MB of 11,811.2 MB" in chosen.why
+        assert f"{2 * at_once} would not fit: each holds 1.1 GB of 11.8 GB" in chosen.why
 
 
 @st.composite

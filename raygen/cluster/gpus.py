@@ -54,6 +54,12 @@ def here() -> list[Gpu]:
     return visible_gpus(os.environ.get(VARIABLE), cards())
 
 
+def smallest_memory_bytes(found: Sequence[Gpu]) -> int | None:
+    """What the one with the least memory has; None if there is none, or the driver cannot tell of each."""
+    known = [gpu.memory_bytes for gpu in found if gpu.memory_bytes is not None]
+    return min(known) if known and len(known) == len(found) else None
+
+
 def variables_for_head(found: Sequence[Gpu]) -> dict[str, str]:
     """What a Ray head must have in its environment to hand out these GPUs, one by one.
 

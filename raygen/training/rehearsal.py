@@ -226,7 +226,7 @@ def _trained(wanted: Wanted, rehearsal: _Rehearsal, folder: Path) -> Iterator[Ep
             spec,
             dataset,
             path,
-            group=Group(device=device),
+            group=Group(device=device, memory_share=1 / wanted.at_once),
             on_pace=rehearsal.hear,
             should_stop=lambda: rehearsal.is_over,
         )

@@ -210,6 +210,8 @@ def test_a_range_of_workers_is_planned_and_kept(runner: CliRunner, store: Store)
         "elastic_from": 1,
     }
     assert "4 GPUs in 1 to 4 processes" in result.stderr
+    said = "of training images lie on the GPU if they fit beside the model, else on the host"
+    assert said in " ".join(result.stderr.split())
 
 
 def test_jobs_are_planned_for_nodes_to_come(runner: CliRunner, store: Store) -> None:

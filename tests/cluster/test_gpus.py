@@ -134,6 +134,13 @@ def test_each_gpu_has_its_memory(driver: Driver) -> None:
     assert [gpu.memory_bytes for gpu in gpus.here()] == [80 * GIB, 24 * GIB, None]
 
 
+def test_the_smallest_memory_is_that_of_all_or_is_not_known() -> None:
+    known = [Gpu(uuid=f"GPU-{size}", memory_bytes=size * GIB) for size in (80, 24)]
+    assert gpus.smallest_memory_bytes(known) == 24 * GIB
+    assert gpus.smallest_memory_bytes([*known, Gpu(uuid="GPU-0", memory_bytes=None)]) is None
+    assert gpus.smallest_memory_bytes([]) is None
+
+
 def test_a_gpu_in_mig_mode_is_its_mig_devices(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [
         Device("MIG-a", 20 * GIB, instances=(1, 0)),
