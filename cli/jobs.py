@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cli import console, follow, job_tables, progress, render
 from cli.options import Output
 from raygen import preparation, selection
-from raygen.errors import SpecError
+from raygen.errors import DataError, SpecError
 from raygen.preparation import Prepared
 from raygen.queue.job import Job, limit_in_words
 from raygen.site import Site
@@ -64,9 +64,10 @@ def run(prepare: Callable[[], Prepared], submission: Submission, *, dry_run: boo
     site = submission.site
     with view.waiting("reading the spec"):
         prepared = prepare()
-    images_bytes = 0
+    images_bytes = None
     if prepared.plan.gpus or not dry_run:
-        with view.waiting("reading the images"):
+        unread = [DataError] if dry_run else []  # that is told when the job is queued
+        with view.waiting("reading the images"), contextlib.suppress(*unread):
             images_bytes = preparation.check_data(prepared)
     if dry_run:
         view.say(*_plan(prepared, f"{site.address}/{submission.name or '…'}", submission, images_bytes))
@@ -154,10 +155,10 @@ def _follow(site: Site, job: Job, view: View) -> None:
         view.say(f"queued; `raygen watch {job.name}` follows it, `raygen cancel {job.name}` ends it")
 
 
-def _plan(prepared: Prepared, place: str, submission: Submission, images_bytes: int) -> list[str]:
+def _plan(prepared: Prepared, place: str, submission: Submission, images_bytes: int | None) -> list[str]:
     spec = prepared.spec.model_dump(mode="json")
     lines = [*render.plan_lines(prepared.kind, spec, prepared.plan, prepared.direction, place)]
-    if prepared.plan.gpus:
+    if prepared.plan.gpus and images_bytes is not None:
         memory_bytes = _memory_bytes(submission.site)
         lines.append(preparation.where_images_lie(prepared, images_bytes, memory_bytes=memory_bytes))
     if submission.time_limit_s is not None:

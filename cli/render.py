@@ -130,6 +130,8 @@ def plan_lines(run_kind: str, spec: dict[str, Any], plan: Plan, direction: str, 
         trials = spec["search"]["trials"]
         what = f"{trials} trial{'s' if trials > 1 else ''} of {subject}, {plan.concurrent} at a time"
         each = f"{plan.devices_per_trial} each"
+        if spec["resources"]["gpus_per_trial"] == "auto":
+            each += ", or as many on each GPU as are measured to be best"
     else:
         what, each = f"training {subject}", plan.devices_per_trial
     best = "highest" if direction == "max" else "lowest"

@@ -234,3 +234,14 @@ def test_the_address_may_come_from_the_environment(runner: CliRunner) -> None:
     assert "RAYGEN_ADDRESS" not in os.environ
     declared = runner.invoke(app, SET.split(), env={"RAYGEN_ADDRESS": ADDRESS})
     assert declared.exit_code == 0, declared.output
+
+
+def test_a_dry_run_on_gpus_needs_no_images(runner: CliRunner, store: Store, tmp_path: Path) -> None:
+    command = ["tune", "vae", "--gpus-per-trial", "auto", "--data", str(tmp_path / "none"), "--dry-run"]
+    result = runner.invoke(app, [*command, "--address", ADDRESS])
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["spec"]["resources"]["gpus_per_trial"] == "auto"
+    assert printed["plan"]["gpus_per_worker"] == 1
+    assert "training images" not in result.stderr
+    assert "1 GPU each, or as many on each GPU as are measured to be best" in " ".join(result.stderr.split())

@@ -41,6 +41,7 @@ def wanted(at_once: int, **others: Any) -> Wanted:
     return Wanted(**{**values, "storage": None, "images": None, **others}, at_once=at_once)
 
 
+@pytest.mark.slow
 def test_trainings_at_once_are_measured_together() -> None:
     chosen = choose(lambda number: measure(wanted(number)), most=2, growth=1)
     assert chosen.at_once in (1, 2)
