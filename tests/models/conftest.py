@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -9,8 +9,21 @@ from torch import Tensor
 from raygen import corruption
 from raygen.data import DataOptions
 from raygen.models._base import Batch, Noise
+from tests.device import DEVICE
 
 CLEAN = DataOptions()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _exact() -> Iterator[None]:
+    """On a GPU float32 is float32, and the same sums are added up in the same order each time."""
+    if DEVICE.type == "cpu":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        patch.setattr(torch.backends.cudnn, "deterministic", True)
+        yield
 
 
 @pytest.fixture
@@ -21,7 +34,8 @@ def make_batch() -> Callable[..., Batch]:
     """
 
     def batch(images: Tensor, *, step: int = 0, rows: slice = slice(None), data: DataOptions = CLEAN) -> Batch:
-        noise = Noise(seed=0, step=step, batch_size=len(images), rows=rows, generator=torch.Generator())
+        generator = torch.Generator(images.device)
+        noise = Noise(seed=0, step=step, batch_size=len(images), rows=rows, generator=generator)
         return Batch(images=images[rows], noise=noise, corrupted=corruption.corrupted(data, images[rows], noise))
 
     return batch

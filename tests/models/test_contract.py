@@ -1,4 +1,7 @@
-"""What every model promises; a new file in raygen/models is tested here without a change."""
+"""What every model promises; a new file in raygen/models is tested here without a change.
+
+`python -m tests.gpu` runs this on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,9 @@ from raygen.models._base import Batch, GaussianEncoder, ImageShape, LikelihoodMo
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.checkpoint import Progress
-from raygen.training.distributed import ALONE, CPU
+from raygen.training.distributed import Group
 from raygen.training.step import Training, build_model
+from tests.device import DEVICE, ROUNDING
 
 MakeBatch = Callable[..., Batch]
 
@@ -81,11 +85,11 @@ class Case:
     shape: ImageShape
 
     def build(self, seed: int = 0) -> Model:
-        return build_model(self.spec.with_settings({"seed": seed}), self.shape, CPU)
+        return build_model(self.spec.with_settings({"seed": seed}), self.shape, DEVICE)
 
     def training(self, **settings: Any) -> Training:
         spec = self.spec.with_settings(settings)
-        return Training(spec, build_model(spec, self.shape, CPU), steps=100, group=ALONE)
+        return Training(spec, build_model(spec, self.shape, DEVICE), steps=100, group=Group(device=DEVICE))
 
     def batch_images(self) -> Tensor:
         """A batch of 5 images, or of 6 where they are judged in pairs."""
@@ -94,7 +98,7 @@ class Case:
     def images(self, count: int) -> Tensor:
         """Black and white images with large patches, each its own."""
         patches = torch.rand(count, self.shape.channels, 3, 3, generator=torch.Generator().manual_seed(1))
-        return F.interpolate(patches, size=tuple(self.shape)[1:]).round()
+        return F.interpolate(patches, size=tuple(self.shape)[1:]).round().to(DEVICE)
 
 
 def case(name: str, arch: str, variant: dict[str, Any], shape: tuple[int, int, int]) -> Any:
@@ -246,10 +250,10 @@ def test_the_loss_is_a_mean_over_images(case: Case, make_batch: MakeBatch) -> No
             case.build().phases()[index].loss(make_batch(images, rows=rows, data=case.spec.data))
             for rows in (slice(0, count), slice(0, 2), slice(2, count))
         )
-        assert loss.item() == pytest.approx((2 * first + (count - 2) * second).item() / count, rel=1e-5, abs=1e-6)
+        assert loss.item() == pytest.approx((2 * first + (count - 2) * second).item() / count, rel=ROUNDING, abs=ROUNDING / 10)
         for name, value in metrics.items():
             mean = (2 * first_metrics[name] + (count - 2) * second_metrics[name]).item() / count
-            assert value.item() == pytest.approx(mean, rel=1e-5, abs=1e-6)
+            assert value.item() == pytest.approx(mean, rel=ROUNDING, abs=ROUNDING / 10)
 
 
 @every_option
@@ -291,7 +295,7 @@ def test_a_checkpoint_holds_the_whole_state(case: Case, make_batch: MakeBatch, t
 @torch.no_grad()
 def test_images_have_the_right_shape_and_range(case: Case) -> None:
     model = case.build()
-    latents = 100 * torch.randn(5, model.latent_dim, generator=torch.Generator().manual_seed(0))
+    latents = 100 * torch.randn(5, model.latent_dim, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     assert isinstance(model, Sampler | Reconstructor)
     made = [model.sample(latents)] if isinstance(model, Sampler) else []
     if isinstance(model, Reconstructor):
@@ -310,10 +314,10 @@ def test_images_have_the_right_shape_and_range(case: Case) -> None:
 def test_the_bound_is_one_number_for_each_image(case: Case) -> None:
     model = case.build()
     assert isinstance(model, LikelihoodModel)
-    images, noise = case.batch_images(), torch.randn(5, model.latent_dim)
+    images, noise = case.batch_images(), torch.randn(5, model.latent_dim, device=DEVICE)
     bound = model.elbo(images, noise)
     assert bound.shape == (5,)
-    assert bound[3:].tolist() == pytest.approx(model.elbo(images[3:], noise[3:]).tolist(), rel=1e-5)
+    assert bound[3:].tolist() == pytest.approx(model.elbo(images[3:], noise[3:]).tolist(), rel=ROUNDING)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if has_posterior(case.values[0])])
@@ -334,7 +338,7 @@ def test_a_posterior_is_a_gaussian_around_the_encoding(case: Case) -> None:
 def test_other_shapes_are_refused_with_those_it_takes(name: str, arch: str, shape: tuple[int, int, int]) -> None:
     spec = TrainSpec.create(name, {"model.arch": arch})
     with pytest.raises(SpecError) as caught:
-        build_model(spec, ImageShape(*shape), CPU)
+        build_model(spec, ImageShape(*shape), DEVICE)
     message = str(caught.value)
     assert f"{shape[1]}×{shape[2]} with {shape[0]} channel" in message
     assert "8×8 and larger with 1 or 3 channels" in message
@@ -351,11 +355,11 @@ def test_other_shapes_are_refused_with_those_it_takes(name: str, arch: str, shap
 @torch.no_grad()
 def test_any_size_from_8_up(name: str, shape: tuple[int, int, int], arch: str, width: int, hidden: list[int]) -> None:
     options = {"model.arch": arch, "model.width": width, "model.hidden": hidden, "model.latent_dim": 3}
-    model = build_model(TrainSpec.create(name, options), ImageShape(*shape), CPU)
+    model = build_model(TrainSpec.create(name, options), ImageShape(*shape), DEVICE)
     if isinstance(model, Sampler):
-        assert model.sample(torch.zeros(2, 3)).shape == (2, *shape)
+        assert model.sample(torch.zeros(2, 3, device=DEVICE)).shape == (2, *shape)
     if isinstance(model, Reconstructor):
-        assert model.decode(model.encode(torch.zeros(2, *shape))).shape == (2, *shape)
+        assert model.decode(model.encode(torch.zeros(2, *shape, device=DEVICE))).shape == (2, *shape)
 
 
 @every_model

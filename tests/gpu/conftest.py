@@ -1,0 +1,43 @@
+"""On a CPU, tests marked `cuda` are left out, and named at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raygen.training import rhythm
+from tests.gpu.trainings import ON_GPU
+
+NEEDS_CUDA = "needs CUDA"
+FOUND = "found"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not ON_GPU and item.get_closest_marker("cuda") is not None:
+            item.add_marker(pytest.mark.skip(reason=NEEDS_CUDA))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name == FOUND:
+                terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {value}")
+    left_out = [report.nodeid for report in terminalreporter.stats.get("skipped", []) if NEEDS_CUDA in report.longrepr[2]]
+    for node in left_out:
+        terminalreporter.write_line(f"{NEEDS_CUDA}: {node}")
+
+
+@pytest.fixture(autouse=True)
+def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncs come after 1, 2, 20, 40, … steps, however fast this machine is."""
+    monkeypatch.setattr(rhythm, "SECONDS_BETWEEN_SYNCS", math.inf)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """Where a training's checkpoint goes; there is none yet."""
+    return tmp_path / "trial" / "checkpoint.safetensors"

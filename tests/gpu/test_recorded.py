@@ -1,0 +1,43 @@
+"""Steps that are recorded and replayed do what they do as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raygen.training.loop import fit
+from tests.gpu.conftest import FOUND
+from tests.gpu.trainings import GROUP, KINDS, digits, differing, killed_from, relative_difference, spec_of, train, weights
+
+LARGEST_DIFFERENCE = 1e-4
+"""Of weights after 40 steps; a GAN's rounding errors grow with every step."""
+
+
+def after_40_steps(kind: str, way: str, path: Path) -> dict[str, object]:
+    """The weights of a training that is planned for as many steps as repay recording."""
+    return weights(path)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_steps_equal_plain_ones(
+    kind: str, tmp_path: Path, record_property: "pytest.RecordProperty"
+) -> None:
+    found = {}
+    for way in ("off", "auto"):
+        # The checkpoint of the sync before holds step 40.
+        train(spec_of(kind, **{"training.compile": way}), tmp_path / way, on_pace=killed_from(60))
+        found[way] = weights(tmp_path / way)
+    difference = relative_difference(found["off"], found["auto"])
+    same = "the same bit for bit" if not differing(found["off"], found["auto"]) else f"{difference:.1e} of the weights"
+    record_property(FOUND, f"recorded against plain: {same}")
+    assert difference <= LARGEST_DIFFERENCE
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", KINDS)
+def test_auto_records_every_family(kind: str, path: Path) -> None:
+    told: list[str] = []
+    next(fit(spec_of(kind, **{"training.compile": "auto"}), digits(), path, group=GROUP, on_set_up=told.append))
+    assert "recorded" in " ".join(told)
