@@ -17,7 +17,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -31,11 +31,12 @@ from torchvision.transforms import ToTensor
 
 from raygen import data
 from raygen.errors import DataError
-from raygen.models._base import Batch, ImageShape, Noise
+from raygen.models._base import Batch, ImageShape
 from raygen.spec import TrainSpec
 from raygen.training.distributed import Group
 from raygen.training.loop import fit
 from raygen.training.step import build_model
+from tests.benchmarks import loops
 
 BAR_LIMIT, BAR_DATALOADER = 0.95, 2.0
 TURNS = 3  # of a round, the one that warms up included
@@ -65,7 +66,7 @@ def main() -> None:
         _table(
             speeds,
             title=f"VAE ({options.arch}), {dataset.name}, {images:,} images a pass, batches of {options.batch_size}",
-            caption=f"medians of {len(turns)} passes; {_machine(device)}",
+            caption=f"medians of {len(turns)} passes; {loops.machine(device)}",
         )
     )
 
@@ -105,7 +106,7 @@ def data_loader_loop(spec: TrainSpec, dataset: data.Dataset, device: torch.devic
         persistent_workers=workers > 0,  # else each pass would start them again
         pin_memory=device.type == "cuda",
     )
-    noise = PlainNoise(spec.training.batch_size, device)
+    noise = loops.PlainNoise(spec.training.batch_size, device)
     while True:
         start_s, total_loss = time.perf_counter(), 0.0
         for images in loader:
@@ -119,18 +120,11 @@ def data_loader_loop(spec: TrainSpec, dataset: data.Dataset, device: torch.devic
 
 def bare_steps(spec: TrainSpec, dataset: data.Dataset, device: torch.device) -> Iterator[float]:
     """Seconds of as many steps as an epoch has, on one batch."""
-    model = build_model(spec, ImageShape(*dataset.shape), device)
-    loss_of = model.phases()[0].loss
-    optimizer = torch.optim.Adam(model.parameters(), lr=spec.optimizer.lr, fused=True)
-    images = dataset.train.images[: spec.training.batch_size].to(device=device, dtype=torch.float32) / 255
-    batch = Batch(images=images, noise=PlainNoise(len(images), device))
+    step = loops.bare_step(spec, dataset.train.images[: spec.training.batch_size].to(device).float() / 255)
     while True:
         start_s = time.perf_counter()
         for _ in range(len(dataset.train.images) // spec.training.batch_size):
-            optimizer.zero_grad()
-            loss, _ = loss_of(batch)
-            loss.backward()
-            optimizer.step()
+            loss = step()
         loss.item()  # waits for the device
         yield time.perf_counter() - start_s
 
@@ -150,16 +144,6 @@ class Pictures(torch.utils.data.Dataset[Tensor]):
         return picture
 
 
-class PlainNoise(Noise):
-    """Noise from torch's global generator, tied to no seed, step or purpose."""
-
-    def __init__(self, batch_size: int, device: torch.device) -> None:
-        self._size, self._device = batch_size, device
-
-    def normal(self, purpose: str, *shape: int) -> Tensor:
-        return torch.randn(self._size, *shape, device=self._device)
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Images per second: our loop, a DataLoader loop, the limit.")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -176,8 +160,7 @@ def _dataset(images: int) -> data.Dataset:
         with mock.patch.object(data.catalog, "_download", side_effect=DataError("a benchmark downloads nothing")):
             found = data.load(data.DataOptions(source="fashion-mnist"))
     except DataError:
-        pixels = torch.randint(256, (60_000, 1, 28, 28), dtype=torch.uint8)
-        found = data.Dataset("random pixels", data.Part(pixels[:54_000]), data.Part(pixels[54_000:]), None, "")
+        found = loops.random_pixels(54_000, 28, held_out=6000)
     return replace(found, train=data.Part(found.train.images[:images]))
 
 
@@ -189,28 +172,15 @@ def _table(speeds: dict[str, list[float]], *, title: str, caption: str) -> Table
         table.add_column(column, justify="right")
     for name, own in speeds.items():
         ratios = [ours / speed for ours, speed in zip(speeds["ours"], own, strict=True)]
-        compared = ("", "") if name == "ours" else _median_and_range(ratios, ".3f")
-        bar = f"≥ {bars[name]:g} {_mark(statistics.median(ratios) >= bars[name])}" if name in bars else ""
-        table.add_row(name, *_median_and_range(own, ",.0f"), *compared, bar)
+        compared = ("", "") if name == "ours" else loops.median_and_range(ratios, ".3f")
+        bar = f"≥ {bars[name]:g} {loops.mark(statistics.median(ratios) >= bars[name])}" if name in bars else ""
+        table.add_row(name, *loops.median_and_range(own, ",.0f"), *compared, bar)
     return table
 
 
 def _fastest_loader(speeds: dict[str, list[float]]) -> str:
     loaders = [name for name in speeds if name.startswith("DataLoader")]
     return max(loaders, key=lambda name: statistics.median(speeds[name]))
-
-
-def _median_and_range(values: Sequence[float], form: str) -> tuple[str, str]:
-    return f"{statistics.median(values):{form}}", f"{min(values):{form}}–{max(values):{form}}"
-
-
-def _mark(met: bool) -> str:
-    return "[green]met[/]" if met else "[red]missed[/]"
-
-
-def _machine(device: torch.device) -> str:
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return f"{where}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

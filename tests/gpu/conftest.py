@@ -26,9 +26,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, value in report.user_properties:
             if name == FOUND:
                 terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {value}")
-    left_out = [report.nodeid for report in terminalreporter.stats.get("skipped", []) if NEEDS_CUDA in report.longrepr[2]]
-    for node in left_out:
-        terminalreporter.write_line(f"{NEEDS_CUDA}: {node}")
+    for report in terminalreporter.stats.get("skipped", []):
+        if NEEDS_CUDA in report.longrepr[2]:
+            terminalreporter.write_line(f"{NEEDS_CUDA}: {report.nodeid}")
 
 
 @pytest.fixture(autouse=True)

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from raygen.training.loop import fit
 from tests.gpu.conftest import FOUND
-from tests.gpu.trainings import GROUP, KINDS, digits, differing, killed_from, relative_difference, spec_of, train, weights
+from tests.gpu.trainings import KINDS, differing, killed_from, relative_difference, spec_of, train, weights
 
 LARGEST_DIFFERENCE = 1e-4
 """Of weights after 40 steps; a GAN's rounding errors grow with every step."""
 
 
-def after_40_steps(kind: str, way: str, path: Path) -> dict[str, object]:
-    """The weights of a training that is planned for as many steps as repay recording."""
-    return weights(path)
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize("kind", KINDS)
 def test_recorded_steps_equal_plain_ones(
-    kind: str, tmp_path: Path, record_property: "pytest.RecordProperty"
+    kind: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     found = {}
     for way in ("off", "auto"):
@@ -39,5 +34,6 @@ def test_recorded_steps_equal_plain_ones(
 @pytest.mark.parametrize("kind", KINDS)
 def test_auto_records_every_family(kind: str, path: Path) -> None:
     told: list[str] = []
-    next(fit(spec_of(kind, **{"training.compile": "auto"}), digits(), path, group=GROUP, on_set_up=told.append))
+    spec = spec_of(kind, **{"training.compile": "auto"})
+    train(spec, path, on_pace=killed_from(1), on_set_up=told.append)
     assert "recorded" in " ".join(told)

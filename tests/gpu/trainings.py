@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """What ends a training at once, without a checkpoint, as a killed process ends."""
 
 
@@ -66,15 +67,22 @@ def digits() -> data.Dataset:
 
 
 def train(
-    spec: TrainSpec, path: Path, *, group: Group = GROUP, on_pace: Callable[[Pace], None] = lambda pace: None
+    spec: TrainSpec,
+    path: Path,
+    *,
+    dataset: data.Dataset | None = None,
+    group: Group = GROUP,
+    on_pace: Callable[[Pace], None] = lambda pace: None,
+    on_set_up: Callable[[str], None] = lambda words: None,
 ) -> dict[int, dict[str, float]]:
-    """Train on digits; returns each epoch's metrics. Ends early if `on_pace` raises Killed."""
+    """Train, on digits unless another data set is given; returns each epoch's metrics.
+
+    Ends early if `on_pace` raises KilledError.
+    """
     epochs = {}
-    try:
-        for epoch in fit(spec, digits(), path, group=group, on_pace=on_pace):
+    with contextlib.suppress(KilledError):
+        for epoch in fit(spec, dataset or digits(), path, group=group, on_pace=on_pace, on_set_up=on_set_up):
             epochs[epoch.epoch] = epoch.metrics
-    except Killed:
-        pass
     return epochs
 
 
@@ -83,7 +91,7 @@ def killed_from(step: int) -> Callable[[Pace], None]:
 
     def look(pace: Pace) -> None:
         if pace.step >= step:
-            raise Killed
+            raise KilledError
 
     return look
 

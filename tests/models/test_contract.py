@@ -250,7 +250,9 @@ def test_the_loss_is_a_mean_over_images(case: Case, make_batch: MakeBatch) -> No
             case.build().phases()[index].loss(make_batch(images, rows=rows, data=case.spec.data))
             for rows in (slice(0, count), slice(0, 2), slice(2, count))
         )
-        assert loss.item() == pytest.approx((2 * first + (count - 2) * second).item() / count, rel=ROUNDING, abs=ROUNDING / 10)
+        assert loss.item() == pytest.approx(
+            (2 * first + (count - 2) * second).item() / count, rel=ROUNDING, abs=ROUNDING / 10
+        )
         for name, value in metrics.items():
             mean = (2 * first_metrics[name] + (count - 2) * second_metrics[name]).item() / count
             assert value.item() == pytest.approx(mean, rel=ROUNDING, abs=ROUNDING / 10)
