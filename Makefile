@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+DEVICE ?= cuda
 
-.PHONY: demo test test-cluster lint install clean
+.PHONY: demo test test-cluster test-gpu lint install clean
 
 demo: install
 	$(BIN)/raygen tune vae
@@ -11,6 +12,9 @@ test: lint
 
 test-cluster: install
 	$(BIN)/pytest -m cluster
+
+test-gpu: install
+	$(BIN)/python -m tests.gpu --device $(DEVICE)
 
 lint: install
 	$(BIN)/ruff check .

@@ -102,7 +102,9 @@ def _run(stages: Sequence[Sequence[Part]], device: str) -> int:
 def _ran(part: Part, device: str, limit_s: float) -> tuple[int, list[str]]:
     """The exit code and the lines of a part in a process of its own, which gets so many seconds."""
     command = [sys.executable, "-m", "tests.gpu", "--device", device, "--only", part.name, "--inside"]
-    environment = {**os.environ, DEVICE_VARIABLE: device}
+    # Parts that run at once on a CPU share its cores: with two threads each they would wait for one another.
+    threads = {"OMP_NUM_THREADS": "1"} if device == "cpu" else {}
+    environment = {**os.environ, DEVICE_VARIABLE: device, **threads}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

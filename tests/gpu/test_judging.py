@@ -11,7 +11,7 @@ from raygen.results import TrainedModel
 from tests.gpu.trainings import digits, spec_of, trained
 
 NAME = "cuda" if torch.cuda.is_available() else "cpu"
-EXACT = {"rtol": 1e-3, "atol": 1e-4}
+RELATIVE, ABSOLUTE = 1e-3, 1e-4
 """Of single latents, scores and pixels: float32 without TF32, added up in another order."""
 
 COUNTED = {"val_precision", "val_recall", "val_density", "val_coverage", "val_active_units", "val_linear_probe"}
@@ -46,16 +46,16 @@ def test_evaluate_over_a_mixture(models: dict[str, TrainedModel]) -> None:
 def test_sample(kind: str, models: dict[str, TrainedModel]) -> None:
     found = [raygen.sample(models[kind], 100, device=name) for name in ("cpu", NAME)]
     assert all(images.device.type == "cpu" for images in found)
-    torch.testing.assert_close(*found, **EXACT)
+    torch.testing.assert_close(*found, rtol=RELATIVE, atol=ABSOLUTE)
 
 
 @pytest.mark.parametrize("kind", ["ae", "vae"])
 def test_encode(kind: str, models: dict[str, TrainedModel]) -> None:
     found = [raygen.encode(models[kind], device=name).values for name in ("cpu", NAME)]
-    torch.testing.assert_close(*found, **EXACT)
+    torch.testing.assert_close(*found, rtol=RELATIVE, atol=ABSOLUTE)
 
 
 @pytest.mark.parametrize("kind", ["ae", "vae"])
 def test_score(kind: str, models: dict[str, TrainedModel]) -> None:
     found = [raygen.score(models[kind], device=name).values for name in ("cpu", NAME)]
-    torch.testing.assert_close(*found, **EXACT)
+    torch.testing.assert_close(*found, rtol=RELATIVE, atol=ABSOLUTE)
