@@ -105,6 +105,7 @@ def _ran(part: Part, device: str, limit_s: float) -> tuple[int, list[str]]:
     # Parts that run at once on a CPU share its cores: with two threads each they would wait for one another.
     threads = {"OMP_NUM_THREADS": "1"} if device == "cpu" else {}
     environment = {**os.environ, DEVICE_VARIABLE: device, **threads}
+    started_s = time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -118,7 +119,7 @@ def _ran(part: Part, device: str, limit_s: float) -> tuple[int, list[str]]:
                 os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
             process.wait()
         output.seek(0)
-        return code, [f"── {part.name} ──", *output.read().splitlines(), *last]
+        return code, [f"── {part.name}, {time.monotonic() - started_s:.0f} s ──", *output.read().splitlines(), *last]
 
 
 def _inside(part: Part) -> int:

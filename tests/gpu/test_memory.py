@@ -15,14 +15,14 @@ from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.loop import fit
 from tests.device import DEVICE
-from tests.gpu.trainings import GROUP, KINDS, differing, digits, killed_from, spec_of, train
+from tests.gpu.trainings import GROUP, differing, digits, killed_from, spec_of, train
 
 MIB = 2**20
 LARGE_BYTES = 1024 * MIB
 """Of images that do not fit into the small device."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["ae", "vae", "gan", "aegan"])
 def test_images_on_the_device_and_on_the_host_give_the_same_bits(kind: str, tmp_path: Path) -> None:
     for place in ("device", "host"):
         train(spec_of(kind, **{"training.images_on": place}), tmp_path / place)

@@ -24,7 +24,8 @@ def undisturbed(kind: str, way: str) -> tuple[dict[int, dict[str, float]], dict[
         return train(spec_of(kind, **{"training.compile": way}), path), checkpoint.read_weights(path)
 
 
-@pytest.mark.parametrize("way", ["off", "auto"])
+# On a CPU `auto` runs the same steps.
+@pytest.mark.parametrize("way", ["off", pytest.param("auto", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_in_mid_epoch_and_closed_after_one(kind: str, way: str, path: Path) -> None:
     spec = spec_of(kind, **{"training.compile": way})
@@ -44,5 +45,5 @@ def test_killed_in_mid_epoch_and_closed_after_one(kind: str, way: str, path: Pat
 
 def test_the_same_training_twice_gives_the_same_bits(path: Path) -> None:
     """What the tests above compare does not differ from one time to the next."""
-    train(spec_of("gan", **{"training.compile": "auto"}), path)
-    assert differing(checkpoint.read_weights(path), undisturbed("gan", "auto")[1]) == []
+    train(spec_of("gan", **{"training.compile": "off"}), path)
+    assert differing(checkpoint.read_weights(path), undisturbed("gan", "off")[1]) == []
