@@ -71,11 +71,11 @@ TRAINED_ON = 0.8
 
 
 def wanted(spec: TrainSpec, at_once: int) -> Wanted:
-    """What each of so many processes is to train; together they get as many threads as there are cores."""
+    """What each of so many processes is to train; on a GPU they get as many threads together as there are cores."""
     return Wanted(
         spec=spec,
         device=str(DEVICE),
-        threads=max(1, (os.cpu_count() or 1) // at_once),
+        threads=max(1, (os.cpu_count() or 1) // at_once) if ON_GPU else 1,
         at_once=at_once,
         warm_up_s=WARM_UP_S,
         span_s=SPAN_S,

@@ -62,7 +62,7 @@ def test_images_that_fill_the_device_are_named(small_device: None, path: Path) -
 
 @pytest.mark.cuda
 def test_what_else_fills_the_device_is_named(small_device: None, path: Path) -> None:
-    spec = large_spec(**{"model.hidden": [20_000, 10_000]})
+    spec = large_spec(**{"model.hidden": [8000, 8000]})
     with pytest.raises(OutOfMemoryError, match=r"^out of memory on .*lower (the model's size|training\.batch_size)"):
         list(fit(spec, large_images(), path, group=GROUP))
 

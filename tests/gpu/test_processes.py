@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import multiprocessing
 
-from raygen.training import rhythm
 from raygen.training.distributed import Group
 from tests.device import DEVICE, ROUNDING
-from tests.gpu.trainings import killed_from, relative_difference, spec_of, train, weights
+from tests.gpu.trainings import keep_steady, killed_from, relative_difference, spec_of, train, weights
 
 KINDS = ("vae", "gan", "aegan")
 
@@ -27,7 +25,7 @@ def after_20_steps(kind: str, group: Group, path: Path) -> None:
 
 
 def one_of_two(rank: int, folder: Path) -> None:
-    rhythm.SECONDS_BETWEEN_SYNCS = math.inf
+    keep_steady()
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting-point", rank=rank, world_size=2)
     for kind in KINDS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from raygen import data
 from raygen.models._base import ImageShape
 from raygen.results import TrainedModel
 from raygen.spec import TrainSpec
-from raygen.training import checkpoint
+from raygen.training import checkpoint, rhythm
 from raygen.training.distributed import CPU, Group
 from raygen.training.loop import Pace, fit
 from raygen.training.step import build_model
@@ -55,6 +56,12 @@ KINDS: dict[str, dict[str, Any]] = {
 
 class KilledError(Exception):
     """What ends a training at once, without a checkpoint, as a killed process ends."""
+
+
+def keep_steady() -> None:
+    """Have syncs come after 1, 2, 20, 40, … steps in this process, however fast the device is."""
+    rhythm.SECONDS_BETWEEN_SYNCS = math.inf
+    rhythm.STEPS_BETWEEN_SYNCS = dict.fromkeys(rhythm.STEPS_BETWEEN_SYNCS, 20)
 
 
 def spec_of(kind: str, **settings: Any) -> TrainSpec:
