@@ -14,8 +14,9 @@ from raygen.errors import OutOfMemoryError
 from raygen.spec import TrainSpec
 from raygen.training import checkpoint
 from raygen.training.loop import fit
+from tests.checkpoints import differing
 from tests.device import DEVICE
-from tests.gpu.trainings import GROUP, differing, digits, killed_from, spec_of, train
+from tests.gpu.trainings import GROUP, digits, killed_from, spec_of, train
 
 MIB = 2**20
 LARGE_BYTES = 1024 * MIB

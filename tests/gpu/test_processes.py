@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from raygen.training.distributed import Group
+from tests.checkpoints import relative_difference, weights
 from tests.device import DEVICE, ROUNDING
-from tests.gpu.trainings import keep_steady, killed_from, relative_difference, spec_of, train, weights
+from tests.gpu.trainings import keep_steady, killed_from, spec_of, train
 
 KINDS = ("vae", "gan", "aegan")
 
@@ -37,7 +38,7 @@ def one_of_two(rank: int, folder: Path) -> None:
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints that two processes left."""
     folder = tmp_path_factory.mktemp("by-two")
-    multiprocessing.spawn(one_of_two, args=(folder,), nprocs=2)
+    spawn(one_of_two, args=(folder,), nprocs=2)
     return folder
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import differing, relative_difference, weights
 from tests.gpu.conftest import FOUND
-from tests.gpu.trainings import KINDS, differing, killed_from, relative_difference, spec_of, train, weights
+from tests.gpu.trainings import KINDS, killed_from, spec_of, train
 
 LARGEST_DIFFERENCE = 1e-4
 """Of weights after 40 steps; a GAN's rounding errors grow with every step."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from raygen.training import checkpoint
 from raygen.training.loop import fit
-from tests.gpu.trainings import GROUP, KINDS, STEPS, differing, digits, killed_from, spec_of, train
+from tests.checkpoints import differing
+from tests.gpu.trainings import GROUP, KINDS, STEPS, digits, killed_from, spec_of, train
 
 KILLED_AT = (2, STEPS // 3, 2 * STEPS // 3)
 

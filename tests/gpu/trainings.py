@@ -9,9 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from raygen import data
 from raygen.models._base import ImageShape
 from raygen.results import TrainedModel
@@ -101,27 +98,6 @@ def killed_from(step: int) -> Callable[[Pace], None]:
             raise KilledError
 
     return look
-
-
-def weights(path: Path) -> dict[str, Tensor]:
-    """The weights with what else the model holds, and their moving average if any."""
-    tensors = checkpoint.read_weights(path)
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "average."))}
-
-
-def differing(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
-    """The names of tensors that are not the same bit for bit."""
-    assert first.keys() == second.keys()
-    return [name for name in first if not torch.equal(first[name], second[name])]
-
-
-def relative_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """The norm of the difference, in norms of the weights, for all tensors as one vector."""
-    assert first.keys() == second.keys()
-    whole, other = (
-        torch.cat([tensors[name].double().flatten() for name in sorted(first)]) for tensors in (first, second)
-    )
-    return ((whole - other).norm() / whole.norm()).item()
 
 
 def trained(spec: TrainSpec, dataset: data.Dataset) -> TrainedModel:

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from raygen import data
 from raygen.errors import DataError, NonFiniteLossError, UnhealthyError
 from raygen.spec import TrainSpec
-from raygen.training import checkpoint, rhythm
+from raygen.training import rhythm
 from raygen.training.distributed import ALONE, CPU, Group
 from raygen.training.loop import fit
+from tests.checkpoints import relative_difference, weights
 
 SMALL = {"model.hidden": [64], "model.width": 8, "model.latent_dim": 8}
 
@@ -153,21 +153,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory, processes: ForkServerConte
         process.join()
     assert [process.exitcode for process in started] == [0, 0, 0]
     return left
-
-
-def weights(path: Path) -> dict[str, Tensor]:
-    """The weights with what else the model holds (spectral norm's vectors), and their moving average if any."""
-    tensors = checkpoint.read_weights(path)
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "average."))}
-
-
-def relative_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """The norm of the difference, in norms of the weights, for all tensors as one vector."""
-    assert first.keys() == second.keys()
-    whole, other = (
-        torch.cat([tensors[name].double().flatten() for name in sorted(first)]) for tensors in (first, second)
-    )
-    return ((whole - other).norm() / whole.norm()).item()
 
 
 @every_size
