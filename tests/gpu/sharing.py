@@ -8,13 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from raygen.packing import Measured
-from raygen.training.rehearsal import Wanted
 
 from raygen import packing
 from raygen.errors import RehearsalError
+from raygen.packing import Measured
 from raygen.spec import TrainSpec
 from raygen.training import rehearsal
+from raygen.training.rehearsal import Wanted
 from tests.device import DEVICE
 from tests.gpu import tables
 from tests.gpu.trainings import ON_GPU
