@@ -56,6 +56,7 @@ def begin(
         labels = dataset.classes_to_balance() if spec.data.balance else None
         batches = Batches(dataset.train.images, spec, group, labels=labels)
         training = _training(spec, dataset, checkpoint_path, batches, group=group, warm_weights=warm_weights)
+    with memory.explained(spec, group, training, batches):
         placement = memory.place(batches, training, group)
         progress = checkpoint.restore(checkpoint_path, training.trained)
         _check_same_start(progress.step, dataset.digest, group)

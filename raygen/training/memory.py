@@ -62,7 +62,13 @@ def place(batches: Batches, training: Training, group: Group) -> Placement:
         found = placed(wish, batches.size_bytes, taken, free_bytes(group))
     else:
         found = placed(wish, batches.size_bytes, 0, 0)
-    batches.place(on_device=found.on_device)
+    try:
+        batches.place(on_device=found.on_device)
+    except RuntimeError as error:
+        if not _is_full(error, group):
+            raise
+        images = f"training images ({size(batches.size_bytes)}) do not fit; set training.images_on=host"
+        raise OutOfMemoryError(f"out of memory on {devices.label(group.device)}: {images}") from error
     return found
 
 
@@ -100,9 +106,14 @@ def explained(
     except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is what cuBLAS and cuDNN raise
         if ON_HOST in str(error):
             raise OutOfMemoryError(_on_host(spec)) from error
-        if group.device.type != "cuda" or not any(sign in str(error) for sign in devices.OUT_OF_MEMORY):
+        if not _is_full(error, group):
             raise
         raise OutOfMemoryError(_on_gpu(spec, group, training, batches)) from error
+
+
+def _is_full(error: RuntimeError, group: Group) -> bool:
+    """Whether torch, or a library that it calls, found too little memory on a GPU."""
+    return group.device.type == "cuda" and any(sign in str(error) for sign in devices.OUT_OF_MEMORY)
 
 
 def _on_host(spec: TrainSpec) -> str:
@@ -111,12 +122,14 @@ def _on_host(spec: TrainSpec) -> str:
 
 def _on_gpu(spec: TrainSpec, group: Group, training: Training | None, batches: Batches | None) -> str:
     free, total = torch.cuda.mem_get_info(group.device)
+    others = max(0, total - free - torch.cuda.memory_reserved(group.device))
     return told(
         name=devices.label(group.device),
         total_bytes=total,
-        others_bytes=max(0, total - free - torch.cuda.memory_reserved(group.device)),
+        others_bytes=others,
         images_bytes=batches.size_bytes if batches is not None and batches.are_on_device else 0,
-        model_bytes=_kept_bytes(training) if training is not None else 0,
+        # Without a training it was the model that found no room, before any batch.
+        model_bytes=total - others if training is None else _kept_bytes(training),
         batch_size=spec.training.batch_size,
     )
 
