@@ -110,7 +110,7 @@ class _Recorder:
     """
 
     def __init__(self, device: torch.device, on_refusal: Callable[[str], None], *, records: bool) -> None:
-        self.records = records and device.type == "cuda"
+        self.records = records
         self._device = device
         self._on_refusal = on_refusal
         if self.records:

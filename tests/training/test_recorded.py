@@ -1,10 +1,8 @@
-"""Steps over tensors that stay in place, as graphs need them, are the steps themselves.
-
-A CPU records no graph: it runs the same work over the same tensors. tests/gpu replays graphs.
-"""
+"""Steps that are recorded and replayed are the steps themselves; tests/gpu finds it of real graphs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,16 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raygen.data import Dataset
-from raygen.models._base import HeldNoise, ImageShape, Noise
+from raygen.models._base import Batch, HeldNoise, ImageShape, Noise
+from raygen.models.gan import GenerativeAdversarialNetwork
 from raygen.spec import TrainSpec
 from raygen.training.batches import Batches
 from raygen.training.distributed import ALONE, CPU
 from raygen.training.recorded import PlainSteps, StepsInPlace
 from raygen.training.step import Training, build_model
 from raygen.training.way import AS_THEY_ARE, Way
+from tests.training.graphs import use
 
 RECORDS = Way(records=True, compiles=False, words="")
-STEPS = 9
+STEPS = 14
 SMALL = {"model.hidden": [16], "model.width": 8, "model.latent_dim": 4, "training.batch_size": 12}
 CASES: dict[str, dict[str, Any]] = {
     "ae": {"data.corruption": "mask", "optimizer.schedule": "cosine"},
@@ -37,10 +37,13 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_training_in_place_is_the_training(name: str, digits: Dataset) -> None:
+def test_what_is_recorded_is_the_training(name: str, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for the learning rate, which is a float32 there."""
+    graphs = use(monkeypatch)
     spec = TrainSpec.create(name.partition("-")[0], {**SMALL, **CASES[name]})
     plain, held = (trained(spec, digits, way) for way in (AS_THEY_ARE, RECORDS))
+    assert len(graphs) == 1 + len({step.phase for step in plain[1]}), "one for the batch, and one for each phase"
+    assert all(graph.replays > 1 for graph in graphs)
     assert [(step.phase, step.step, list(step.values)) for step in plain[1]] == [
         (step.phase, step.step, list(step.values)) for step in held[1]
     ]
@@ -50,18 +53,42 @@ def test_a_training_in_place_is_the_training(name: str, digits: Dataset) -> None
     torch.testing.assert_close(plain[0], held[0], **tolerance)
 
 
-def trained(spec: TrainSpec, digits: Dataset, way: Way) -> tuple[dict[str, Tensor], list[Any]]:
-    batches = Batches(digits.train.images, spec, ALONE)
-    training = Training(spec, build_model(spec, ImageShape(*digits.shape), CPU), steps=STEPS, group=ALONE, way=way)
-    steps = StepsInPlace(training, batches, refused) if way.records else PlainSteps(training, batches)
-    told = []
-    for step, pixels in zip(range(STEPS), batches.pixels_from(0), strict=False):
-        told += steps.run(pixels, step)
-    return training.judged.state_dict(), told
+def test_what_cannot_be_recorded_runs_as_it_is(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A phase that asks the device, as one of a person's own model may; the others are recorded."""
+    spec = TrainSpec.create("gan", {**SMALL, "model.r1": 1.0, "model.r1_every": 3})
+    graphs = use(monkeypatch)
+    monkeypatch.setattr(GenerativeAdversarialNetwork, "_r1_loss", asking(GenerativeAdversarialNetwork._r1_loss))
+    told: list[str] = []
+    plain, held = trained(spec, digits, AS_THEY_ARE), trained(spec, digits, RECORDS, told.append)
+    assert told == ["steps run as they are: they cannot be recorded (_local_scalar_dense cannot be recorded)"]
+    assert [graph.replays > 1 for graph in graphs] == [True, True, True, False]
+    torch.testing.assert_close(plain[0], held[0], rtol=1e-4, atol=1e-6)
+
+
+def asking(loss: Any) -> Any:
+    def asks(model: Any, batch: Batch) -> Any:
+        value, metrics = loss(model, batch)
+        assert value.item() >= 0
+        return value, metrics
+
+    return asks
 
 
 def refused(words: str) -> None:
     pytest.fail(words)
+
+
+def trained(
+    spec: TrainSpec, digits: Dataset, way: Way, on_refusal: Callable[[str], None] = refused
+) -> tuple[dict[str, Tensor], list[Any]]:
+    """The weights after some steps, and what each phase came to in them."""
+    batches = Batches(digits.train.images, spec, ALONE)
+    training = Training(spec, build_model(spec, ImageShape(*digits.shape), CPU), steps=STEPS, group=ALONE, way=way)
+    steps = StepsInPlace(training, batches, on_refusal) if way.records else PlainSteps(training, batches)
+    told = []
+    for step, pixels in zip(range(STEPS), batches.pixels_from(0), strict=False):
+        told += steps.run(pixels, step)
+    return training.judged.state_dict(), told
 
 
 @given(
