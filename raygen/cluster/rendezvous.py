@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 import socket
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from raygen.cluster.gpus import VARIABLE
 from raygen.cluster.session import LOCALHOST
 
 
@@ -27,7 +30,17 @@ class PrivateTorchConfig(TorchConfig):
 class _PrivateBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(_listen_on_loopback_alone)
-        super().on_start(worker_group, backend_config)
+        super().on_start(worker_group, suitable(backend_config, worker_group.execute(has_mig_device)))
+
+
+def suitable(config: TorchConfig, on_mig_devices: Sequence[bool]) -> TorchConfig:
+    """The configuration for processes of which these are on MIG devices: NCCL joins no two parts of one GPU."""
+    return replace(config, backend="gloo") if any(on_mig_devices) else config
+
+
+def has_mig_device() -> bool:
+    """Whether what this process was given as a GPU is a part of one."""
+    return os.environ.get(VARIABLE, "").startswith("MIG-")
 
 
 def _listen_on_loopback_alone() -> None:

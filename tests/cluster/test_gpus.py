@@ -286,3 +286,21 @@ def test_what_a_head_is_told_names_the_same_gpus_one_by_one(variable: str) -> No
     told = variables_for_head(found).get("CUDA_VISIBLE_DEVICES", "")
     for name, gpu in zip(told.split(","), found, strict=True) if told else ():
         assert visible_gpus(name, MIXED) == [gpu], "a process that Ray gives this part sees it alone"
+
+
+@pytest.mark.parametrize(
+    ("variables", "backend"),
+    [([None, None], "nccl"), (["0", "GPU-1a"], "nccl"), (["MIG-1a", "MIG-2b"], "gloo"), (["0", "MIG-1a"], "gloo")],
+)
+def test_processes_on_parts_of_a_gpu_are_not_joined_by_nccl(
+    variables: list[str | None], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raygen.cluster.rendezvous import PrivateTorchConfig, has_mig_device, suitable
+
+    answers = []
+    for variable in variables:
+        monkeypatch.delenv(gpus.VARIABLE, raising=False)
+        if variable is not None:
+            monkeypatch.setenv(gpus.VARIABLE, variable)
+        answers.append(has_mig_device())
+    assert suitable(PrivateTorchConfig(backend="nccl"), answers).backend == backend
