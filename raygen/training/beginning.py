@@ -57,6 +57,9 @@ def begin(
         batches = Batches(dataset.train.images, spec, group, labels=labels)
         training = _training(spec, dataset, checkpoint_path, batches, group=group, warm_weights=warm_weights)
     with memory.explained(spec, group, training, batches):
+        # First, as training images go to the device if they fit beside all else.
+        held_out = held_out_images(dataset.validation.images, spec.evaluation, group.device)
+        inputs = corruption.corrupted_for_judging(spec.data, held_out, spec.evaluation.seed)
         placement = memory.place(batches, training, group)
         progress = checkpoint.restore(checkpoint_path, training.trained)
         _check_same_start(progress.step, dataset.digest, group)
@@ -70,7 +73,6 @@ def begin(
             on_saved=on_saved,
         )
         on_set_up(f"{placement.words}; {training.way.words}")
-        held_out = held_out_images(dataset.validation.images, spec.evaluation, group.device)
         return Begun(
             training=training,
             batches=batches,
@@ -78,7 +80,7 @@ def begin(
             progress=progress,
             saver=saver,
             held_out=held_out,
-            inputs=corruption.corrupted_for_judging(spec.data, held_out, spec.evaluation.seed),
+            inputs=inputs,
         )
 
 
