@@ -31,6 +31,7 @@ def one_of_two(rank: int, folder: Path) -> None:
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting-point", rank=rank, world_size=2)
     for kind in KINDS:
         after_20_steps(kind, Group.joined(DEVICE), folder / kind)
+    torch.distributed.barrier()  # nobody leaves while another still waits for something
     torch.distributed.destroy_process_group()
 
 
