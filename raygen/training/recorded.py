@@ -130,7 +130,7 @@ class _Recorder:
 
     def record(self, work: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result] | None:
         """The graph of some work, which has not been done then, and its results; None if it cannot be recorded."""
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
             # Other threads gather images meanwhile, and may.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
@@ -139,6 +139,7 @@ class _Recorder:
             raise
         except RuntimeError as error:
             self.records = False
+            torch.cuda.set_stream(current)  # which torch does only if a recording ends well
             self._on_refusal(f"steps run as they are: they cannot be recorded ({str(error).splitlines()[0]})")
             return None
         return graph, result

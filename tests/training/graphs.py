@@ -84,5 +84,6 @@ def use(patch: pytest.MonkeyPatch) -> list[Graph]:
     patch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     patch.setattr(torch.cuda, "Stream", _Stream)
     patch.setattr(torch.cuda, "current_stream", _Stream)
+    patch.setattr(torch.cuda, "set_stream", lambda stream: None)
     patch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     return made
