@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +17,14 @@ from raygen.data import Dataset
 from raygen.models._base import Batch, HeldNoise, ImageShape, Noise
 from raygen.models.gan import GenerativeAdversarialNetwork
 from raygen.spec import TrainSpec
+from raygen.training import checkpoint, way
 from raygen.training.batches import Batches
 from raygen.training.distributed import ALONE, CPU
+from raygen.training.loop import fit
 from raygen.training.recorded import PlainSteps, StepsInPlace
 from raygen.training.step import Training, build_model
 from raygen.training.way import AS_THEY_ARE, Way
+from tests.checkpoints import differing
 from tests.training.graphs import use
 
 RECORDS = Way(records=True, compiles=False, words="")
@@ -41,7 +46,7 @@ def test_what_is_recorded_is_the_training(name: str, digits: Dataset, monkeypatc
     """But for the learning rate, which is a float32 there."""
     graphs = use(monkeypatch)
     spec = TrainSpec.create(name.partition("-")[0], {**SMALL, **CASES[name]})
-    plain, held = (trained(spec, digits, way) for way in (AS_THEY_ARE, RECORDS))
+    plain, held = (trained(spec, digits, how) for how in (AS_THEY_ARE, RECORDS))
     assert len(graphs) == 1 + len({step.phase for step in plain[1]}), "one for the batch, and one for each phase"
     assert all(graph.replays > 1 for graph in graphs)
     assert [(step.phase, step.step, list(step.values)) for step in plain[1]] == [
@@ -65,6 +70,24 @@ def test_what_cannot_be_recorded_runs_as_it_is(digits: Dataset, monkeypatch: pyt
     torch.testing.assert_close(plain[0], held[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["vae", "gan", "gan-sgd"])
+def test_a_recorded_training_that_was_stopped_goes_on_exactly(
+    name: str, digits: Dataset, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins with steps as they are, then records anew, over the moments that the checkpoint holds."""
+    use(monkeypatch)
+    monkeypatch.setattr(way, "chosen", lambda spec, group, steps: RECORDS)
+    settings = {"training.epochs": 2, "training.batch_size": 60, "training.checkpoint_every_s": 0}
+    spec = TrainSpec.create(name.partition("-")[0], {**SMALL, **CASES[name], **settings})
+    undisturbed, stopped = path.with_name("undisturbed"), path.with_name("stopped")
+    list(fit(spec, digits, undisturbed))
+    for looks in (2, 4):
+        left = itertools.count(1)
+        list(fit(spec, digits, stopped, should_stop=lambda left=left, looks=looks: next(left) == looks))
+    list(fit(spec, digits, stopped))
+    assert differing(checkpoint.read_weights(stopped), checkpoint.read_weights(undisturbed)) == []
+
+
 def asking(loss: Any) -> Any:
     def asks(model: Any, batch: Batch) -> Any:
         value, metrics = loss(model, batch)
@@ -79,12 +102,12 @@ def refused(words: str) -> None:
 
 
 def trained(
-    spec: TrainSpec, digits: Dataset, way: Way, on_refusal: Callable[[str], None] = refused
+    spec: TrainSpec, digits: Dataset, how: Way, on_refusal: Callable[[str], None] = refused
 ) -> tuple[dict[str, Tensor], list[Any]]:
     """The weights after some steps, and what each phase came to in them."""
     batches = Batches(digits.train.images, spec, ALONE)
-    training = Training(spec, build_model(spec, ImageShape(*digits.shape), CPU), steps=STEPS, group=ALONE, way=way)
-    steps = StepsInPlace(training, batches, on_refusal) if way.records else PlainSteps(training, batches)
+    training = Training(spec, build_model(spec, ImageShape(*digits.shape), CPU), steps=STEPS, group=ALONE, way=how)
+    steps = StepsInPlace(training, batches, on_refusal) if how.records else PlainSteps(training, batches)
     told = []
     for step, pixels in zip(range(STEPS), batches.pixels_from(0), strict=False):
         told += steps.run(pixels, step)
