@@ -74,7 +74,7 @@ def test_a_log_has_a_line_in_so_many_seconds_and_one_at_the_end() -> None:
     tell = in_lines("fetching images", said.append, every_s=60)
     for done_bytes in range(0, 2_000_000_001, 500_000_000):
         tell(done_bytes, 2_000_000_000)
-    assert said == ["fetching images: 2,000.0 MB of 2,000.0 MB"]
+    assert said == ["fetching images: 2.0 GB of 2.0 GB"]
     said.clear()
     tell = in_lines("fetching images", said.append, every_s=0)
     tell(0, 10_000_000)
