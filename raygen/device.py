@@ -43,12 +43,18 @@ def label(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
+def is_full(error: RuntimeError, device: torch.device) -> bool:
+    """Whether torch, or a library that it calls, found too little memory on a GPU."""
+    # torch has an error of its own, but not for what libraries allocate.
+    return device.type != "cpu" and any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
 @contextlib.contextmanager
 def explained(device: torch.device) -> Iterator[None]:
     """Raise OutOfMemoryError, which says what to type, if a GPU's memory is too little for what is done within."""
     try:
         yield
-    except RuntimeError as error:  # torch has an error of its own, but not for what libraries allocate
-        if device.type == "cpu" or not any(sign in str(error) for sign in OUT_OF_MEMORY):
+    except RuntimeError as error:
+        if not is_full(error, device):
             raise
         raise OutOfMemoryError(f"the GPU {device} has too little free memory for this; use --device cpu") from error

@@ -19,6 +19,7 @@ from raygen.models._base import Noise
 from raygen.spec import TrainSpec
 from raygen.training.batches import Batches
 from raygen.training.distributed import ALONE
+from tests.batches import batches_from
 
 IMAGES = torch.rand(203, 3, 12, 9, generator=torch.Generator().manual_seed(0))
 CHOICES: list[tuple[str, ...]] = [("flip",), ("shift",), ("crop",), ("flip", "shift", "crop")]
@@ -97,7 +98,7 @@ def test_what_is_restored_and_compared_is_the_changed_image(digits: Dataset) -> 
     changed_spec = TrainSpec.create("ae", settings)
     plain_spec = changed_spec.with_settings({"data.augment": "[]"})
     changed_batch, plain_batch = (
-        next(Batches(digits.train.images, spec, ALONE).from_step(0)) for spec in (changed_spec, plain_spec)
+        next(batches_from(Batches(digits.train.images, spec, ALONE), 0)) for spec in (changed_spec, plain_spec)
     )
     assert not torch.equal(changed_batch.images, plain_batch.images)
     assert changed_batch.corrupted is not None

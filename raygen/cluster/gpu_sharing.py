@@ -42,7 +42,7 @@ def shared(attempt: Attempt, view: View, spec: TrainSpec, *, device: str) -> Pla
     if view.packing is not None:
         print(view.packing.why, flush=True)
         return packed(view.plan, view.packing.at_once, trials=lacking)
-    chosen = _chosen(attempt, _wanted(view, spec, device), view.plan, most=most, growth=_growth(spec))
+    chosen = _chosen(attempt, _wanted(attempt, view, spec, device), view.plan, most=most, growth=_growth(spec))
     print(chosen.why, flush=True)
     if chosen.was_measured:
         attempt.keep_packing(chosen.at_once, chosen.why)
@@ -60,9 +60,8 @@ def _growth(spec: TuneSpec) -> float:
     return max(spec.batch_sizes()[1] / spec.training.batch_size, 1.0)
 
 
-def _wanted(view: View, spec: TuneSpec, device: str) -> Wanted:
+def _wanted(attempt: Attempt, view: View, spec: TuneSpec, device: str) -> Wanted:
     """What one process trains, with all cores that belong to its GPU: the spec as it stands."""
-    stored = view.document.data
     return Wanted(
         spec=spec.trial_spec({}),
         device=device,
@@ -70,15 +69,14 @@ def _wanted(view: View, spec: TuneSpec, device: str) -> Wanted:
         at_once=1,
         warm_up_s=WARM_UP_S,
         span_s=SPAN_S,
-        storage=None,
-        images=stored,
+        storage=attempt.storage.url,
+        images=view.document.data,
     )
 
 
 def _chosen(attempt: Attempt, wanted: Wanted, plan: Plan, *, most: int, growth: float) -> Packing:
     """What the task comes to; if it is lost, or the attempt is stopped meanwhile, nothing was measured."""
     print("measuring by short trainings how many trials are best on each GPU", flush=True)
-    wanted = wanted.model_copy(update={"storage": attempt.storage.url})
     devices = {"GPU": plan.gpus_per_worker, "CPU": plan.cpus_per_worker}
     # A placement group shows everybody that the job's devices are taken; without it the task ends too.
     group = placement_group([devices])

@@ -57,13 +57,11 @@ class Batches:
         """Whether all images lie on the device."""
         return isinstance(self._images, OnDevice)
 
-    def from_step(self, step: int) -> Iterator[Batch]:
-        """The batches of the epoch that `step` is in, from `step` on; the last incomplete batch is left out."""
-        for number, pixels in enumerate(self.pixels_from(step), start=step):
-            yield self.batch(pixels, self.noise(number))
-
     def pixels_from(self, step: int) -> Iterator[Tensor]:
-        """The images of the same batches as they are, uint8 [b, C, H, W]; each holds until the next is asked for."""
+        """The images of the batches of the epoch that `step` is in, from `step` on, uint8 [b, C, H, W] on the device.
+
+        The last incomplete batch is left out; each holds until the next is asked for.
+        """
         epoch, done = divmod(step, self.per_epoch)
         positions = self._order(epoch)[: self.per_epoch * self.batch_size].view(self.per_epoch, self.batch_size)
         yield from self._images.batches(positions[done:, self._rows])

@@ -65,7 +65,7 @@ def place(batches: Batches, training: Training, group: Group) -> Placement:
     try:
         batches.place(on_device=found.on_device)
     except RuntimeError as error:
-        if not _is_full(error, group):
+        if not devices.is_full(error, group.device):
             raise
         images = f"training images ({size(batches.size_bytes)}) do not fit; set training.images_on=host"
         raise OutOfMemoryError(f"out of memory on {devices.label(group.device)}: {images}") from error
@@ -106,14 +106,9 @@ def explained(
     except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is what cuBLAS and cuDNN raise
         if ON_HOST in str(error):
             raise OutOfMemoryError(_on_host(spec)) from error
-        if not _is_full(error, group):
+        if not devices.is_full(error, group.device):
             raise
         raise OutOfMemoryError(_on_gpu(spec, group, training, batches)) from error
-
-
-def _is_full(error: RuntimeError, group: Group) -> bool:
-    """Whether torch, or a library that it calls, found too little memory on a GPU."""
-    return group.device.type == "cuda" and any(sign in str(error) for sign in devices.OUT_OF_MEMORY)
 
 
 def _on_host(spec: TrainSpec) -> str:

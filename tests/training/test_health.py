@@ -19,6 +19,7 @@ from raygen.training.checkpoint import Progress
 from raygen.training.distributed import ALONE, CPU
 from raygen.training.loop import fit
 from raygen.training.step import build_model
+from tests.batches import batches_from
 from tests.checkpoints import saved_best
 
 SHAPE = ImageShape(1, 8, 8)
@@ -128,7 +129,7 @@ def test_a_discriminator_that_guesses_has_the_loss_of_a_guess(
         for parameter in phase.params:
             parameter.zero_()
         phase.params[-1].fill_(guess)  # the bias of the last layer: the logit of every image
-    loss, _ = phase.loss(next(Batches(digits.train.images, spec, ALONE).from_step(0)))
+    loss, _ = phase.loss(next(batches_from(Batches(digits.train.images, spec, ALONE), 0)))
     assert loss.item() == pytest.approx(bounds[1], rel=1e-4)
     assert 0 <= bounds[0] < bounds[1]
 

@@ -24,6 +24,7 @@ from raygen.training.distributed import ALONE, CPU, Group
 from raygen.training.evaluation import evaluate, held_out_images
 from raygen.training.loop import Epoch, Pace, fit
 from raygen.training.step import Training, build_model
+from tests.batches import batches_from
 from tests.checkpoints import saved_best
 
 SMALL = {"model.arch": "mlp", "model.hidden": [32], "model.latent_dim": 8, "training.batch_size": 100}
@@ -69,7 +70,7 @@ def test_it_does_what_plain_torch_would(digits: Dataset, path: Path) -> None:
     batches = Batches(digits.train.images, spec, ALONE)
     for epoch in epochs:
         losses = []
-        for batch in batches.from_step((epoch.epoch - 1) * batches.per_epoch):
+        for batch in batches_from(batches, (epoch.epoch - 1) * batches.per_epoch):
             loss = (model.decode(model.encode(batch.images)) - batch.images).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -254,10 +255,10 @@ def test_ranks_share_each_batch_of_an_epoch_s_order(count: int, batch_size: int,
     alone = Batches(numbered(count), spec, ALONE)
     ranks = [Batches(numbered(count), spec, Group(rank=rank, world_size=world_size)) for rank in range(world_size)]
     assert alone.per_epoch == count // batch_size
-    whole = list(alone.from_step(0))
+    whole = list(batches_from(alone, 0))
     seen = [number for batch in whole for number in numbers(batch)]
     assert len(seen) == len(set(seen)) == alone.per_epoch * batch_size
-    for batch, *parts in zip(whole, *(rank.from_step(0) for rank in ranks), strict=True):
+    for batch, *parts in zip(whole, *(batches_from(rank, 0) for rank in ranks), strict=True):
         assert [number for part in parts for number in numbers(part)] == numbers(batch)
         assert max(len(part.images) for part in parts) - min(len(part.images) for part in parts) <= 1
         for draw in (lambda noise: noise.normal("here", 3), lambda noise: noise.uniform("here", 2, 2)):
@@ -291,7 +292,7 @@ def test_the_average_takes_over_what_is_no_parameter() -> None:
 def test_order_and_noise_depend_on_seed_epoch_and_step_alone() -> None:
     def drawn(step: int, seed: int = 0) -> tuple[list[int], list[float]]:
         batches = Batches(numbered(50), small("ae", training__batch_size=10, seed=seed), ALONE)
-        batch = next(batches.from_step(step))
+        batch = next(batches_from(batches, step))
         return numbers(batch), batch.noise.normal("here", 3).flatten().tolist()
 
     assert drawn(7) == drawn(7)
@@ -300,7 +301,8 @@ def test_order_and_noise_depend_on_seed_epoch_and_step_alone() -> None:
     assert len({tuple(noise) for _, noise in first}) == 4
     # Starting in the middle of an epoch is going on with it.
     batches = Batches(numbered(50), small("ae", training__batch_size=10), ALONE)
-    assert [numbers(batch) for batch in batches.from_step(5)][2:] == [numbers(batch) for batch in batches.from_step(7)]
+    from_5, from_7 = ([numbers(batch) for batch in batches_from(batches, step)] for step in (5, 7))
+    assert from_5[2:] == from_7
 
 
 def test_noise_is_its_own_for_each_purpose() -> None:
@@ -315,7 +317,7 @@ def test_noise_is_its_own_for_each_purpose() -> None:
 
 
 def test_images_reach_the_model_between_0_and_1(digits: Dataset) -> None:
-    [batch] = Batches(digits.train.images, small("ae", training__batch_size=1437), ALONE).from_step(0)
+    [batch] = batches_from(Batches(digits.train.images, small("ae", training__batch_size=1437), ALONE), 0)
     assert batch.images.dtype == torch.float32
     assert (batch.images.min(), batch.images.max()) == (0, 1)
 

@@ -23,6 +23,7 @@ from raygen.training import order
 from raygen.training.batches import Batches
 from raygen.training.distributed import ALONE, Group
 from raygen.training.loop import fit
+from tests.batches import batches_from
 
 PLAN = Plan(concurrent=1, workers=1, gpus_per_worker=0, cpus_per_worker=1)
 uneven_labels = st.lists(st.sampled_from([0, 0, 0, 0, 0, 0, 1, 1, 7, 300]), min_size=1, max_size=120).map(torch.tensor)
@@ -39,7 +40,7 @@ def batches_of(labels: Tensor, group: Group = ALONE, **settings: Any) -> Batches
 
 
 def numbers(batches: Batches, step: int = 0) -> list[list[int]]:
-    return [(batch.images[:, 0, 0, 0] * 255).round().int().tolist() for batch in batches.from_step(step)]
+    return [(batch.images[:, 0, 0, 0] * 255).round().int().tolist() for batch in batches_from(batches, step)]
 
 
 @given(labels=uneven_labels, count=st.integers(1, 300), seed=st.integers(0, 99))
